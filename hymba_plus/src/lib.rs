@@ -1,1 +1,15 @@
-//! hymba_plus
+//! The core of hymba_plus: registry, recipes, plans, parameters, states and models.
+//!
+//! It names no concrete component: attention, Mamba, norms and the rest live in the `components` crate, or in a
+//! user's own, and reach the model through the [`registry`].
+
+#[allow(unused_extern_crates)] // the attribute macro writes `::hymba_plus::...` in this crate too
+extern crate self as hymba_plus;
+
+pub mod config;
+pub mod params;
+pub mod registry;
+
+pub use hymba_plus_macros::component_config;
+#[doc(hidden)]
+pub use {inventory, schemars, serde, serde_json};

@@ -1,0 +1,76 @@
+//! Initial values of parameters, as plain data in the plan.
+
+use serde::Serialize;
+use tch::{Device, Kind, Tensor};
+
+/// How a parameter starts. Values are drawn on the CPU in `Float` from a generator of their own, seeded by the
+/// recipe's seed and the parameter's name, so that neither device, nor order, nor other parameters change them.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(tag = "init", rename_all = "snake_case")]
+pub enum Init {
+    /// Every element the same.
+    Constant {
+        /// The value.
+        value: f64,
+    },
+    /// Normal with mean 0.
+    Normal {
+        /// Standard deviation.
+        std: f64,
+    },
+    /// Uniform in `[-bound, bound]`.
+    Uniform {
+        /// Largest magnitude.
+        bound: f64,
+    },
+    /// `ln(1), ln(2), ..., ln(n)` along the last dimension: Mamba's `A_log` (S4D-real; Gu & Dao 2023, section 3.6).
+    LogArange,
+    /// The inverse softplus of a step size drawn log-uniformly from `[min, max]`, never below `floor`: Mamba's
+    /// bias of `dt_proj` (Gu & Dao 2023, section 3.6).
+    InverseSoftplusLogUniform {
+        /// Smallest step.
+        min: f64,
+        /// Largest step.
+        max: f64,
+        /// Lower clamp after drawing.
+        floor: f64,
+    },
+}
+
+impl Init {
+    /// All ones: norm weights.
+    pub const ONES: Self = Self::Constant { value: 1.0 };
+    /// All zeros: biases.
+    pub const ZEROS: Self = Self::Constant { value: 0.0 };
+
+    /// Draws a tensor of this shape, `Float` on the CPU.
+    ///
+    /// # Errors
+    /// When libtorch refuses (out of memory).
+    pub fn draw(&self, shape: &[i64], seed: u64) -> torch_bridge::Result<Tensor> {
+        let options = (Kind::Float, Device::Cpu);
+        let uniform = |low: f64, high: f64| -> torch_bridge::Result<Tensor> {
+            let mut tensor = Tensor::f_empty(shape, options)?;
+            torch_bridge::rng::Generator::new(Device::Cpu, seed)?.uniform_(&mut tensor, low, high)?;
+            Ok(tensor)
+        };
+        Ok(match *self {
+            Self::Constant { value } => Tensor::f_full(shape, value, options)?,
+            Self::Normal { std } => {
+                let mut tensor = Tensor::f_empty(shape, options)?;
+                torch_bridge::rng::Generator::new(Device::Cpu, seed)?.normal_(&mut tensor, 0.0, std)?;
+                tensor
+            }
+            Self::Uniform { bound } => uniform(-bound, bound)?,
+            Self::LogArange => {
+                let last = shape.last().copied().unwrap_or(1);
+                Tensor::f_arange_start(1, last + 1, options)?.f_log()?.f_expand(shape, false)?.f_contiguous()?
+            }
+            Self::InverseSoftplusLogUniform { min, max, floor } => {
+                let step = uniform(min.ln(), max.ln())?.f_exp()?.f_clamp_min(floor)?;
+                // softplus(x) = step  <=>  x = step + ln(1 - exp(-step)) = step + ln(-expm1(-step))
+                &step + step.f_neg()?.f_expm1()?.f_neg()?.f_log()?
+            }
+        })
+    }
+}

@@ -1,0 +1,111 @@
+//! Parameters: an ordered list of named tensors, exactly those that the plan lists.
+
+mod init;
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use tch::{Device, Kind, Tensor};
+
+pub use init::Init;
+
+/// One parameter as the plan knows it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ParameterPlan {
+    /// Dotted name, the same in checkpoints and metrics: `layers.3.in_proj.weight`.
+    pub name: String,
+    /// Shape.
+    pub shape: Vec<i64>,
+    /// Starting values.
+    pub init: Init,
+    /// Whether weight decay applies to it. Biases, norms, `A_log`, `D` and the like are exempt.
+    pub weight_decay: bool,
+    /// Whether it stays in `Float` whatever the compute type (`A_log`, `D`, step-size biases).
+    pub keep_float: bool,
+}
+
+impl ParameterPlan {
+    /// Number of elements.
+    pub fn count(&self) -> u64 {
+        self.shape.iter().product::<i64>() as u64
+    }
+}
+
+/// A parameter and its tensor, a leaf that requires a gradient.
+#[derive(Debug)]
+pub struct Parameter {
+    /// What the plan says of it.
+    pub plan: ParameterPlan,
+    /// Its values.
+    pub tensor: Tensor,
+}
+
+/// All parameters of a model in the plan's order.
+#[derive(Debug)]
+pub struct Parameters {
+    list: Vec<Parameter>,
+    by_name: BTreeMap<String, usize>,
+}
+
+impl Parameters {
+    /// Allocates and initialises the parameters of a plan.
+    ///
+    /// # Errors
+    /// When libtorch refuses (out of memory).
+    pub fn allocate(plan: &[ParameterPlan], device: Device, kind: Kind, seed: u64) -> torch_bridge::Result<Self> {
+        let mut list = Vec::with_capacity(plan.len());
+        let mut by_name = BTreeMap::new();
+        for parameter in plan {
+            let kind = if parameter.keep_float && kind != Kind::Double { Kind::Float } else { kind };
+            let values = parameter.init.draw(&parameter.shape, seed_of(seed, &parameter.name))?;
+            let tensor = values.f_to_device(device)?.f_to_kind(kind)?.f_set_requires_grad(true)?;
+            by_name.insert(parameter.name.clone(), list.len());
+            list.push(Parameter { plan: parameter.clone(), tensor });
+        }
+        Ok(Self { list, by_name })
+    }
+
+    /// Every parameter, in the plan's order.
+    pub fn iter(&self) -> std::slice::Iter<'_, Parameter> {
+        self.list.iter()
+    }
+
+    /// How many tensors there are.
+    pub fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    /// The parameter of that name.
+    pub fn get(&self, name: &str) -> Option<&Parameter> {
+        self.by_name.get(name).map(|&index| &self.list[index])
+    }
+
+    /// Handles on every tensor, in order; they share storage with the parameters.
+    pub fn tensors(&self) -> Vec<Tensor> {
+        self.list.iter().map(|parameter| parameter.tensor.shallow_clone()).collect()
+    }
+}
+
+impl<'a> IntoIterator for &'a Parameters {
+    type Item = &'a Parameter;
+    type IntoIter = std::slice::Iter<'a, Parameter>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
+/// A seed for one name: FNV-1a over the recipe's seed and the name, so that it depends on nothing else.
+pub fn seed_of(seed: u64, name: &str) -> u64 {
+    let prime = 0x0000_0100_0000_01b3_u64;
+    let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(prime);
+    let hash = seed.to_le_bytes().iter().chain(name.as_bytes()).fold(0xcbf2_9ce4_8422_2325_u64, step);
+    // libtorch mixes seeds weakly for small values; a final avalanche keeps neighbours apart.
+    let mixed = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    mixed ^ (mixed >> 33)
+}
