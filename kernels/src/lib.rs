@@ -1,1 +1,6 @@
-//! kernels
+//! Fused operations: one folder each, with its definition in plain tensor operations (`reference.rs`), its
+//! fast paths, and one differentiable function that picks among them.
+
+pub mod causal_conv1d;
+mod operands;
+pub mod selective_scan;
