@@ -1,17 +1,25 @@
 //! Recipes: nested YAML, layered, checked and resolved.
+//!
+//! [`Recipe::load`] reads a file and what it extends, lays the environment and the command line over it, checks every
+//! key against the registered sections and components, and gives back a recipe with every default filled in, or
+//! [`Diagnostics`]: everything that is wrong with it, each problem with its place, its rule and the nearest right
+//! answer.
 
-/// A recipe after loading.
-#[derive(Debug, Clone)]
-pub struct Recipe {
-    values: serde_json::Value,
-}
+mod diagnostic;
+mod options;
+mod path;
+mod recipe;
+mod render;
+mod source;
 
-impl Recipe {
-    /// The typed content of a section, or `None` when the recipe does not have it.
-    ///
-    /// # Errors
-    /// When the section does not fit its type (a loaded recipe was checked, so this is rare).
-    pub fn section<T: crate::registry::Section>(&self) -> Result<Option<T>, crate::registry::ConfigError> {
-        self.values.get(T::KEY).cloned().map(crate::registry::parse_config).transpose()
-    }
-}
+pub use diagnostic::{Diagnostic, Diagnostics};
+pub use options::LoadOptions;
+pub use path::RecipePath;
+pub use recipe::Recipe;
+pub use source::{Location, Origin, Source, Span};
+
+/// The version of the recipe language that this library reads and writes.
+pub const SCHEMA: u64 = 1;
+
+/// What the names of variables begin with that set a key: `HYMBA__TRAINER__DEVICE=cpu`.
+pub const ENVIRONMENT_PREFIX: &str = "HYMBA__";
