@@ -1,2 +1,52 @@
-//! Compiles the C++ side of the bridge against the headers torch-sys uses.
-fn main() {}
+//! Compiles the C++ side of the bridge against the headers of the libtorch that torch-sys found.
+
+use std::error::Error;
+use std::path::{Path, PathBuf};
+
+const SOURCES: [&str; 3] = ["cpp/dispatch.cpp", "cpp/autograd.cpp", "cpp/runtime.cpp"];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo:rerun-if-changed=cpp");
+    println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rerun-if-env-changed=LIBTORCH_CXX11_ABI");
+
+    // torch-sys declares `links = "tch"` and exports `libtorch_lib`; cargo hands it to direct dependents only.
+    let lib = std::env::var("DEP_TCH_LIBTORCH_LIB").map_err(
+        |_| "torch-sys did not say where libtorch is (DEP_TCH_LIBTORCH_LIB); is it a direct dependency?",
+    )?;
+    let lib = PathBuf::from(lib);
+    let include = lib
+        .parent()
+        .map(|root| root.join("include"))
+        .filter(|include| include.join("ATen").is_dir())
+        .ok_or_else(|| format!("no libtorch headers beside {}", lib.display()))?;
+    let abi = std::env::var("LIBTORCH_CXX11_ABI").unwrap_or_else(|_| "1".to_owned());
+
+    let mut build = cc::Build::new();
+    build
+        .cpp(true)
+        .pic(true)
+        .std("c++17")
+        // These few calls sit under every operator call, so they are optimised in dev builds too.
+        .opt_level(2)
+        .debug(false)
+        .define("_GLIBCXX_USE_CXX11_ABI", abi.as_str())
+        .define("GLOG_USE_GLOG_EXPORT", None)
+        .extra_warnings(true)
+        .files(SOURCES);
+    for path in [include.clone(), include.join("torch/csrc/api/include")] {
+        system_include(&mut build, &path);
+    }
+    build.try_compile("hymba_torch_bridge")?;
+
+    // torch_cuda is never linked: `cuda::open` loads it at run time where it exists.
+    println!("cargo:rustc-link-search=native={}", lib.display());
+    println!("cargo:rustc-link-lib=torch_cpu");
+    println!("cargo:rustc-link-lib=c10");
+    Ok(())
+}
+
+/// libtorch's headers warn a great deal under `-Wextra`; as system headers they stay silent and ours do not.
+fn system_include(build: &mut cc::Build, path: &Path) {
+    build.flag("-isystem").flag(path.as_os_str());
+}

@@ -1,0 +1,8 @@
+//! Bytes in and out of tensors, and their elements as slices.
+
+mod borrows;
+mod bytes;
+mod slices;
+
+pub use bytes::{from_bytes, from_f32_as, to_bytes};
+pub use slices::{Element, Slice, SliceMut, data_ptr_checked, slice, slice_mut, with_slice, with_slice_mut};
