@@ -1,1 +1,12 @@
-//! components
+//! The components of hymba_plus, a file each. Nothing below this crate knows them by name: they are found in the
+//! registry, so a binary needs only `use components as _;` to have them all.
+
+mod attention;
+mod embedding;
+mod fusion;
+mod head;
+mod mamba;
+mod mlp;
+mod none;
+mod norm;
+mod rope;

@@ -7,9 +7,28 @@
 extern crate self as hymba_plus;
 
 pub mod config;
+pub mod model;
 pub mod params;
+pub mod plan;
 pub mod registry;
+pub mod state;
 
 pub use hymba_plus_macros::component_config;
 #[doc(hidden)]
 pub use {inventory, schemars, serde, serde_json};
+
+/// What a component's file needs.
+pub mod prelude {
+    pub use tch::{Kind, Tensor};
+    pub use torch_bridge::{Error, Result};
+
+    pub use crate::{
+        component_config,
+        model::{Call, Inputs, MixerOutput, Parts, slot::*},
+        params::Init,
+        plan::{Growth, KvRole, KvShape, ModulePlan, StateKind},
+        register,
+        registry::{Component, Finding},
+        state::{Phase, Span, State, expand_batch},
+    };
+}

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 use tch::{Device, Kind, Tensor};
+use torch_bridge::Error;
 
 pub use init::Init;
 
@@ -83,6 +84,21 @@ impl Parameters {
     /// The parameter of that name.
     pub fn get(&self, name: &str) -> Option<&Parameter> {
         self.by_name.get(name).map(|&index| &self.list[index])
+    }
+
+    /// Copies values into a parameter, converting type and device.
+    ///
+    /// # Errors
+    /// When there is no such parameter or the shapes differ.
+    pub fn set(&self, name: &str, values: &Tensor) -> torch_bridge::Result<()> {
+        let parameter = self.get(name).ok_or_else(|| Error::other(format!("there is no parameter `{name}`")))?;
+        if values.size() != parameter.plan.shape {
+            let (got, want) = (values.size(), &parameter.plan.shape);
+            return Err(Error::other(format!("parameter `{name}` has shape {want:?}, got {got:?}")));
+        }
+        let _guard = torch_bridge::guards::NoGrad::new();
+        parameter.tensor.shallow_clone().f_copy_(values)?;
+        Ok(())
     }
 
     /// Handles on every tensor, in order; they share storage with the parameters.

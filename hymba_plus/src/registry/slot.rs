@@ -29,9 +29,10 @@ inventory::collect!(SlotInfo);
 macro_rules! define_slot {
     (#[doc = $doc:literal] $name:ident: $object:ty) => {
         #[doc = $doc]
+        // Without values, so that a variable may have the slot's name.
         #[allow(non_camel_case_types)]
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        pub struct $name;
+        pub enum $name {}
         impl $crate::registry::Slot for $name {
             const NAME: &'static str = stringify!($name);
             type Object = $object;

@@ -1,0 +1,39 @@
+//! The language head.
+
+use hymba_plus::prelude::*;
+
+/// Logits over the vocabulary, by the embedding's matrix when the model ties them.
+#[component_config]
+pub struct LanguageHead {
+    /// Squashes logits smoothly into `(-soft_cap, soft_cap)`: `soft_cap * tanh(logits / soft_cap)`.
+    #[schemars(range(min = 1.0))]
+    pub soft_cap: Option<f64>,
+}
+
+register!(head "language" => LanguageHead);
+
+impl Head for LanguageHead {
+    fn plan(&self, plan: &mut ModulePlan) -> Result<(), Finding> {
+        let vocabulary = plan.inputs.first().map_or(0, |slice| slice.rows);
+        let (d_model, tied) = (plan.context.d_model, plan.inputs.iter().any(|slice| slice.name == "tied"));
+        if tied {
+            plan.flops_per_token(2 * vocabulary * d_model);
+        } else {
+            plan.linear("weight", vocabulary, d_model);
+        }
+        plan.output(vocabulary);
+        Ok(())
+    }
+
+    fn forward(&self, parts: &Parts, hidden: &Tensor, tied: Option<&Tensor>) -> Result<Tensor> {
+        let weight = match tied {
+            Some(weight) => weight,
+            None => parts.parameter("weight")?,
+        };
+        let logits = hidden.f_linear(weight, None::<&Tensor>)?;
+        Ok(match self.soft_cap {
+            Some(cap) => (logits / cap).f_tanh()? * cap,
+            None => logits,
+        })
+    }
+}

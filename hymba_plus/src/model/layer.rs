@@ -1,0 +1,182 @@
+//! One layer at run time.
+
+use std::collections::BTreeMap;
+
+use tch::Tensor;
+use torch_bridge::{Error, Result};
+
+use super::{
+    Call, Inputs, Taps,
+    build::{Builder, Matrix, build_module},
+    slot::{ChannelMixerModule, FusionModule, MixerModule, NormModule},
+};
+use crate::{
+    plan::{InputSlice, KvRole, LayerPlan},
+    state::{Span, State},
+};
+
+/// A mixer, the slices it reads, and its name.
+#[derive(Debug)]
+struct Branch {
+    name: String,
+    slices: Vec<InputSlice>,
+    mixer: Box<dyn MixerModule>,
+}
+
+/// The mixers of a layer with everything around them.
+#[derive(Debug)]
+struct Mixing {
+    norm: Box<dyn NormModule>,
+    in_projection: Vec<Matrix>,
+    branches: Vec<Branch>,
+    fusion: Box<dyn FusionModule>,
+    out_projection: Vec<Matrix>,
+    per_branch: bool,
+}
+
+/// A layer: a residual block of mixers, then one of a channel mixer.
+#[derive(Debug)]
+pub(crate) struct Layer {
+    index: usize,
+    kv: KvRole,
+    mixing: Option<Mixing>,
+    channel: Option<(Box<dyn NormModule>, Box<dyn ChannelMixerModule>)>,
+    dropout: f64,
+}
+
+/// What a producer shares with later layers of the pass: a view for each of its mixers.
+pub(crate) type Views = BTreeMap<usize, Vec<Option<State>>>;
+
+impl Layer {
+    pub(super) fn build(plan: &LayerPlan, builder: &Builder<'_>) -> Result<Self> {
+        let mixing = match (&plan.norm, &plan.fusion) {
+            (Some((norm, norm_plan)), Some((fusion, fusion_plan))) => {
+                let branch = |mixer: &crate::plan::MixerPlan| -> Result<Branch> {
+                    Ok(Branch {
+                        name: mixer.name.clone(),
+                        slices: mixer.module.inputs.clone(),
+                        mixer: build_module!(mixer.component, &mixer.module, builder)?,
+                    })
+                };
+                Some(Mixing {
+                    norm: build_module!(norm, norm_plan, builder)?,
+                    in_projection: builder.matrices(&plan.in_projection)?,
+                    branches: plan.mixers.iter().map(branch).collect::<Result<_>>()?,
+                    fusion: build_module!(fusion, fusion_plan, builder)?,
+                    per_branch: plan.out_projection.len() > 1
+                        || plan.config.out_projection == super::config::OutProjection::PerBranch,
+                    out_projection: builder.matrices(&plan.out_projection)?,
+                })
+            }
+            _ => None,
+        };
+        let channel = match (&plan.channel_norm, &plan.channel_mixer) {
+            (Some((norm, norm_plan)), Some((mixer, mixer_plan))) => {
+                Some((build_module!(norm, norm_plan, builder)?, build_module!(mixer, mixer_plan, builder)?))
+            }
+            _ => None,
+        };
+        Ok(Self { index: plan.index, kv: plan.kv, mixing, channel, dropout: plan.config.dropout })
+    }
+
+    /// `x [batch, time, d_model]` and the states of this layer's mixers, before and initial, to the output and the
+    /// states after.
+    pub(super) fn forward(
+        &self,
+        x: &Tensor,
+        states: &[State],
+        initial: &[State],
+        span: &Span,
+        views: &mut Views,
+        taps: Option<&Taps>,
+    ) -> Result<(Tensor, Vec<State>)> {
+        let plain = State::empty();
+        let call = Call { span, initial: &plain, shared: None, taps };
+        let (mut x, mut after) = (x.shallow_clone(), Vec::new());
+        if let Some(mixing) = &self.mixing {
+            let (y, states, published) = self.mix(mixing, &x, states, initial, views, &call)?;
+            if self.kv == KvRole::Producer {
+                views.insert(self.index, published);
+            }
+            call.tap(|| format!("layers.{}.mixer", self.index), &y);
+            x = &x + self.drop(&y, span)?;
+            after = states;
+        }
+        if let Some((norm, mixer)) = &self.channel {
+            let y = mixer.forward(&norm.forward(&x)?, &call)?;
+            x = &x + self.drop(&y, span)?;
+        }
+        call.tap(|| format!("layers.{}.out", self.index), &x);
+        Ok((x, after))
+    }
+
+    fn mix(
+        &self,
+        mixing: &Mixing,
+        x: &Tensor,
+        states: &[State],
+        initial: &[State],
+        views: &Views,
+        call: &Call<'_>,
+    ) -> Result<(Tensor, Vec<State>, Vec<Option<State>>)> {
+        if states.len() != mixing.branches.len() || initial.len() != states.len() {
+            let (got, want) = (states.len(), mixing.branches.len());
+            return Err(Error::other(format!("layer {}: {got} mixer states, the layer has {want} mixers", self.index)));
+        }
+        let mut slices = mixing.project(&mixing.norm.forward(x)?, |y| {
+            call.tap(|| format!("layers.{}.in_proj", self.index), y);
+        })?;
+        let (mut outputs, mut after, mut published) = (Vec::new(), Vec::new(), Vec::new());
+        for (i, branch) in mixing.branches.iter().enumerate() {
+            let shared = match self.kv {
+                KvRole::Consumer { producer } => views.get(&producer).and_then(|views| views.get(i)?.as_ref()),
+                _ => None,
+            };
+            let call = Call { initial: &initial[i], shared, ..*call };
+            let inputs = Inputs::new(std::mem::take(&mut slices[i]));
+            let output = branch.mixer.forward(&inputs, &states[i], &call)?;
+            call.tap(|| format!("layers.{}.branch.{}", self.index, branch.name), &output.y);
+            outputs.push(output.y);
+            after.push(output.state);
+            published.push(output.view);
+        }
+        if mixing.per_branch {
+            let projected = outputs.iter().zip(&mixing.out_projection).map(|(y, matrix)| matrix.forward(y));
+            outputs = projected.collect::<Result<_>>()?;
+        }
+        let fused = mixing.fusion.forward(&outputs, call)?;
+        let y = match mixing.out_projection.first() {
+            Some(matrix) if !mixing.per_branch => matrix.forward(&fused)?,
+            _ => fused,
+        };
+        Ok((y, after, published))
+    }
+
+    fn drop(&self, y: &Tensor, span: &Span) -> Result<Tensor> {
+        if self.dropout == 0.0 || !span.training {
+            return Ok(y.shallow_clone());
+        }
+        Ok(y.f_dropout(self.dropout, true)?)
+    }
+}
+
+impl Mixing {
+    /// The in-projection of a normed input, cut into the slices of each branch.
+    fn project(&self, x: &Tensor, tap: impl Fn(&Tensor)) -> Result<Vec<BTreeMap<String, Tensor>>> {
+        let widths = self.branches.iter().flat_map(|branch| branch.slices.iter().map(|slice| slice.rows));
+        let all: Vec<Tensor> = match self.in_projection.as_slice() {
+            [fused] => {
+                let y = fused.forward(x)?;
+                tap(&y);
+                y.f_split_with_sizes(widths.collect::<Vec<_>>(), -1)?
+            }
+            separate => separate.iter().map(|matrix| matrix.forward(x)).collect::<Result<_>>()?,
+        };
+        let mut all = all.into_iter();
+        Ok(self
+            .branches
+            .iter()
+            .map(|branch| branch.slices.iter().map(|slice| slice.name.clone()).zip(all.by_ref()).collect())
+            .collect())
+    }
+}

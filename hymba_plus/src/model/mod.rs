@@ -1,0 +1,217 @@
+//! Models: what a plan is built into, and the one pass that training, prefill and decoding share.
+
+mod build;
+mod built;
+pub mod config;
+mod layer;
+mod pattern;
+pub mod slot;
+
+use tch::{Device, Kind, Tensor};
+use torch_bridge::{Error, Result};
+
+pub use built::{Built, Call, Inputs, MixerOutput, Parts, Taps};
+pub use config::ModelConfig;
+
+use self::{
+    build::{Builder, build_module},
+    layer::{Layer, Views},
+    slot::{EmbeddingModule, HeadModule, NormModule},
+};
+use crate::{
+    params::Parameters,
+    plan::{Growth, ModelPlan, StateKind},
+    state::{ModelState, Span, SpanInput, State},
+};
+
+/// Where and in which type a model is built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BuildOptions {
+    /// Device of the parameters.
+    pub device: Device,
+    /// Type of the parameters; those that the plan keeps in 32 bits stay so.
+    pub kind: Kind,
+    /// Seed of the initial values.
+    pub seed: u64,
+}
+
+impl Default for BuildOptions {
+    fn default() -> Self {
+        Self { device: Device::Cpu, kind: Kind::Float, seed: 0 }
+    }
+}
+
+/// A model: a plan and its tensors.
+#[derive(Debug)]
+pub struct Model {
+    plan: ModelPlan,
+    parameters: Parameters,
+    options: BuildOptions,
+    embedding: Box<dyn EmbeddingModule>,
+    layers: Vec<Layer>,
+    final_norm: Box<dyn NormModule>,
+    head: Box<dyn HeadModule>,
+}
+
+impl Model {
+    /// Allocates exactly the plan's parameters and builds the modules around them.
+    ///
+    /// # Errors
+    /// When libtorch refuses (out of memory), or a component is not in this binary.
+    pub fn build(plan: &ModelPlan, options: BuildOptions) -> Result<Self> {
+        let parameters = Parameters::allocate(&plan.parameters, options.device, options.kind, options.seed)?;
+        let builder = Builder { parameters: &parameters };
+        let layers = plan.layers.iter().map(|layer| Layer::build(layer, &builder)).collect::<Result<_>>()?;
+        Ok(Self {
+            embedding: build_module!(plan.embedding.component, &plan.embedding.module, builder)?,
+            layers,
+            final_norm: build_module!(plan.final_norm.component, &plan.final_norm.module, builder)?,
+            head: build_module!(plan.head.component, &plan.head.module, builder)?,
+            plan: plan.clone(),
+            parameters,
+            options,
+        })
+    }
+
+    /// The plan that the model was built from.
+    pub fn plan(&self) -> &ModelPlan {
+        &self.plan
+    }
+
+    /// Parameters in the plan's order.
+    pub fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
+
+    /// Where and in which type the model was built.
+    pub fn options(&self) -> BuildOptions {
+        self.options
+    }
+
+    /// The state that every document starts from: what the meta tokens leave behind, batch 1.
+    ///
+    /// Meta tokens come first and everything is causal, so it is the same for all documents; computing it once is
+    /// exact, and the gradients of all documents sum into it.
+    ///
+    /// # Errors
+    /// When libtorch refuses.
+    pub fn initial_state(&self, training: bool) -> Result<ModelState> {
+        self.initial_state_tapped(training, None)
+    }
+
+    /// [`initial_state`](Self::initial_state) with the intermediate results of the meta tokens.
+    ///
+    /// # Errors
+    /// When libtorch refuses.
+    pub fn initial_state_tapped(&self, training: bool, taps: Option<&Taps>) -> Result<ModelState> {
+        let empty = self.empty_state()?;
+        let Some(meta) = self.parameters.get("meta_tokens") else { return Ok(empty) };
+        let span = Span::prefix(self.plan.meta_tokens, self.options.device, training)?;
+        let (_, state) = self.pass(&meta.tensor.f_unsqueeze(0)?, &empty, &empty, &span, taps)?;
+        let next = self.plan.meta_tokens;
+        let next_position = Tensor::f_full([1], next, (Kind::Int64, self.options.device))?;
+        Ok(ModelState { next_position, uniform_position: Some(next), ..state })
+    }
+
+    /// Runs `ids [batch, time]` on from `state` and returns the hidden vectors `[batch, time, d_model]` after the
+    /// final norm, in the caller's order of tokens, with the state after the call. `initial` is the state that
+    /// documents start from (of [`initial_state`](Self::initial_state)); a state of batch 1 serves every row.
+    ///
+    /// Training is this call from the initial state; prefill, decoding, the next turn of a conversation and the
+    /// checking of speculated tokens are this call on fewer tokens.
+    ///
+    /// # Errors
+    /// When shapes do not fit or an id is outside the vocabulary.
+    pub fn forward(
+        &self,
+        ids: &Tensor,
+        state: &ModelState,
+        initial: &ModelState,
+        input: SpanInput<'_>,
+    ) -> Result<(Tensor, ModelState)> {
+        self.forward_tapped(ids, state, initial, input, None)
+    }
+
+    /// [`forward`](Self::forward) with intermediate results.
+    ///
+    /// # Errors
+    /// As `forward`.
+    pub fn forward_tapped(
+        &self,
+        ids: &Tensor,
+        state: &ModelState,
+        initial: &ModelState,
+        input: SpanInput<'_>,
+        taps: Option<&Taps>,
+    ) -> Result<(Tensor, ModelState)> {
+        let &[batch, time] = ids.size().as_slice() else {
+            return Err(Error::other(format!("`ids` must be [batch, time], got {:?}", ids.size())));
+        };
+        let span = Span::text(batch, time, state, self.plan.meta_tokens, input)?;
+        let x = self.embedding.forward(&span.compact(ids)?)?;
+        let (hidden, after) = self.pass(&x, state, initial, &span, taps)?;
+        let (next_position, uniform_position) = span.next_position(state)?;
+        Ok((span.restore(&hidden)?, ModelState { next_position, uniform_position, ..after }))
+    }
+
+    /// Outputs of the head (logits `[batch, time, vocab_size]` of a language model) for hidden vectors.
+    ///
+    /// # Errors
+    /// When libtorch refuses.
+    pub fn head(&self, hidden: &Tensor) -> Result<Tensor> {
+        let tied = if self.plan.tie_embeddings { self.embedding.parts().optional_parameter("weight") } else { None };
+        self.head.forward(hidden, tied)
+    }
+
+    /// A state without any token in it, not even meta tokens, batch 1.
+    ///
+    /// # Errors
+    /// When libtorch refuses.
+    pub fn empty_state(&self) -> Result<ModelState> {
+        let (device, compute) = (self.options.device, self.options.kind);
+        let mut layers = Vec::with_capacity(self.plan.layers.len());
+        for layer in &self.plan.layers {
+            let mut states = Vec::with_capacity(layer.mixers.len());
+            for mixer in &layer.mixers {
+                let mut state = State::empty();
+                for plan in &mixer.module.states {
+                    let mut shape = vec![1];
+                    shape.extend(&plan.shape);
+                    if let (Some(dimension), false) = (plan.growing, plan.growth == Growth::Fixed) {
+                        shape.insert(dimension, 0);
+                    }
+                    let kind = match plan.kind {
+                        StateKind::Int64 => Kind::Int64,
+                        StateKind::Float if compute != Kind::Double => Kind::Float,
+                        StateKind::Float | StateKind::Compute => compute,
+                    };
+                    state = state.with(&plan.name, Tensor::f_zeros(shape, (kind, device))?);
+                }
+                states.push(state);
+            }
+            layers.push(states);
+        }
+        let next_position = Tensor::f_zeros([1], (Kind::Int64, device))?;
+        Ok(ModelState { layers, next_position, uniform_position: Some(0) })
+    }
+
+    fn pass(
+        &self,
+        x: &Tensor,
+        state: &ModelState,
+        initial: &ModelState,
+        span: &Span,
+        taps: Option<&Taps>,
+    ) -> Result<(Tensor, ModelState)> {
+        let (mut x, mut views) = (x.shallow_clone(), Views::new());
+        let mut layers = Vec::with_capacity(self.layers.len());
+        for (i, layer) in self.layers.iter().enumerate() {
+            let (y, after) = layer.forward(&x, &state.layers[i], &initial.layers[i], span, &mut views, taps)?;
+            x = y;
+            layers.push(after);
+        }
+        let hidden = self.final_norm.forward(&x)?;
+        let next_position = state.next_position.shallow_clone();
+        Ok((hidden, ModelState { layers, next_position, uniform_position: None }))
+    }
+}

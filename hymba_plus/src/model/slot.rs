@@ -1,0 +1,135 @@
+//! The model's slots: what a component of each must be able to do.
+//!
+//! A component is its configuration: a struct that plans (shapes, parameters, state; nothing allocated) and, given
+//! the parts that its plan asked for, computes. It implements one trait, [`SequenceMixer`], [`Norm`], ..., and is
+//! registered once. The `...Object` traits are what the registry holds, the `...Module` traits are configuration
+//! and parts together; both come by themselves.
+
+use tch::Tensor;
+use torch_bridge::Result;
+
+use super::{Built, Call, Inputs, MixerOutput, Parts};
+use crate::{define_slot, plan::ModulePlan, registry::Finding, state::State};
+
+/// Declares the trait of a slot's components, the object-safe twin that the registry holds, and the module.
+macro_rules! module_slot {
+    (
+        $(#[$doc:meta])*
+        $component:ident, $object:ident, $module:ident:
+        $(#[$forward_doc:meta])*
+        fn forward($($argument:ident: $type:ty),*) -> $output:ty;
+    ) => {
+        $(#[$doc])*
+        pub trait $component: Clone + std::fmt::Debug + Send + 'static {
+            /// Fills in what the module needs.
+            ///
+            /// # Errors
+            /// A finding when the configuration contradicts itself or its surroundings.
+            fn plan(&self, plan: &mut ModulePlan) -> std::result::Result<(), Finding>;
+
+            $(#[$forward_doc])*
+            ///
+            /// # Errors
+            /// When libtorch refuses.
+            fn forward(&self, parts: &Parts, $($argument: $type),*) -> Result<$output>;
+        }
+
+        /// What the registry holds for this slot.
+        pub trait $object: std::fmt::Debug {
+            /// Fills in what the module needs.
+            ///
+            /// # Errors
+            /// A finding when the configuration contradicts itself or its surroundings.
+            fn plan(&self, plan: &mut ModulePlan) -> std::result::Result<(), Finding>;
+
+            /// The module, from the parts that its plan asked for.
+            fn build(&self, parts: Parts) -> Box<dyn $module>;
+        }
+
+        impl<C: $component> $object for C {
+            fn plan(&self, plan: &mut ModulePlan) -> std::result::Result<(), Finding> {
+                $component::plan(self, plan)
+            }
+
+            fn build(&self, parts: Parts) -> Box<dyn $module> {
+                Box::new(Built { config: self.clone(), parts })
+            }
+        }
+
+        /// A component and its parts at work.
+        pub trait $module: std::fmt::Debug + Send {
+            $(#[$forward_doc])*
+            ///
+            /// # Errors
+            /// When libtorch refuses.
+            fn forward(&self, $($argument: $type),*) -> Result<$output>;
+
+            /// The parts that its plan asked for.
+            fn parts(&self) -> &Parts;
+        }
+
+        impl<C: $component> $module for Built<C> {
+            fn forward(&self, $($argument: $type),*) -> Result<$output> {
+                self.config.forward(&self.parts, $($argument),*)
+            }
+
+            fn parts(&self) -> &Parts {
+                &self.parts
+            }
+        }
+    };
+}
+
+module_slot!(
+    /// Mixes along the sequence: a function from state to state. Attention, Mamba, xLSTM, none.
+    SequenceMixer, MixerObject, MixerModule:
+    /// `x`: the planned slices, each `[batch, time, rows]`; the result `y` is `[batch, time, output_width]`.
+    ///
+    /// `call.initial` is the state that a document starts from: where `call.span.resets` is true, the token before
+    /// does not exist and that state stands in its place.
+    fn forward(x: &Inputs, state: &State, call: &Call<'_>) -> MixerOutput;
+);
+module_slot!(
+    /// Mixes the channels of one token: SwiGLU, GELU, mixture of experts, none.
+    ChannelMixer, ChannelMixerObject, ChannelMixerModule:
+    /// `[batch, time, d_model]` to `[batch, time, d_model]`, each token by itself.
+    fn forward(x: &Tensor, call: &Call<'_>) -> Tensor;
+);
+module_slot!(
+    /// Normalises the last dimension: RMSNorm, LayerNorm, none.
+    Norm, NormObject, NormModule:
+    /// `[..., input_width]` to `[..., input_width]`.
+    fn forward(x: &Tensor) -> Tensor;
+);
+module_slot!(
+    /// Tells queries and keys where they stand: RoPE and its variants, none.
+    Position, PositionObject, PositionModule:
+    /// Marks queries or keys `[batch, heads, time, head_dim]` with `positions [batch or 1, time]`.
+    fn forward(x: &Tensor, positions: &Tensor) -> Tensor;
+);
+module_slot!(
+    /// Joins the branches of a layer: mean, learned beta, concat, none.
+    Fusion, FusionObject, FusionModule:
+    /// Joins branches `[batch, time, width_i]` into `[batch, time, output_width]`.
+    fn forward(branches: &[Tensor], call: &Call<'_>) -> Tensor;
+);
+module_slot!(
+    /// Turns token ids into vectors. A parameter `weight [vocab_size, d_model]` is what a tied head shares.
+    Embedding, EmbeddingObject, EmbeddingModule:
+    /// Token ids `[batch, time]` to `[batch, time, d_model]`.
+    fn forward(ids: &Tensor) -> Tensor;
+);
+module_slot!(
+    /// Turns the last hidden vectors into outputs: logits, forecasts.
+    Head, HeadObject, HeadModule:
+    /// Hidden vectors `[batch, time, d_model]` to outputs; `tied` is the embedding's matrix when the model ties them.
+    fn forward(hidden: &Tensor, tied: Option<&Tensor>) -> Tensor;
+);
+
+define_slot!(/** Mixes along the sequence: attention, state-space models, recurrent networks. */ sequence_mixer: dyn MixerObject);
+define_slot!(/** Mixes the channels of one token: feed-forward networks, experts. */ channel_mixer: dyn ChannelMixerObject);
+define_slot!(/** Normalises vectors. */ norm: dyn NormObject);
+define_slot!(/** Tells queries and keys where they stand. */ position: dyn PositionObject);
+define_slot!(/** Joins the branches of a layer. */ fusion: dyn FusionObject);
+define_slot!(/** Turns inputs into vectors. */ embedding: dyn EmbeddingObject);
+define_slot!(/** Turns the last hidden vectors into outputs. */ head: dyn HeadObject);

@@ -1,0 +1,14 @@
+//! The plan: what stands between a recipe's words and a model's tensors. Pure data, made without allocating.
+
+mod layer;
+mod model;
+mod module;
+mod render;
+
+pub use layer::{LayerPlan, MatrixPlan, MixerPlan};
+pub use model::{EndPlan, ModelPlan, Totals};
+pub use module::{
+    ChildPlan, Flops, Growth, InputSlice, KvRole, KvShape, ModuleContext, ModulePlan, ParameterHandle, StateKind,
+    StatePlan,
+};
+pub(crate) use module::registry_finding;

@@ -1,0 +1,310 @@
+//! The plan of a whole model, and the rules between its layers.
+
+use serde::Serialize;
+
+use super::{Growth, KvRole, LayerPlan, ModuleContext, ModulePlan, StateKind, StatePlan, registry_finding};
+use crate::{
+    model::{
+        config::ModelConfig,
+        slot::{embedding, head, norm},
+    },
+    params::{Init, ParameterPlan},
+    registry::{Component, Finding, Section, Slot},
+};
+
+/// A module at one end of the model.
+#[derive(Debug, Clone, Serialize)]
+pub struct EndPlan<S: Slot> {
+    /// Its component.
+    #[serde(bound = "")]
+    pub component: Component<S>,
+    /// Its plan.
+    pub module: ModulePlan,
+}
+
+/// A model as numbers: shapes, counts, arithmetic, state, without a tensor.
+#[derive(Debug, Clone, Serialize)]
+pub struct ModelPlan {
+    /// Width of the residual stream.
+    pub d_model: i64,
+    /// Size of the vocabulary.
+    pub vocab_size: i64,
+    /// Meta tokens in front of every document.
+    pub meta_tokens: i64,
+    /// Longest document the model is meant for.
+    pub max_positions: Option<i64>,
+    /// Whether the head uses the embedding's matrix.
+    pub tie_embeddings: bool,
+    /// Token embedding.
+    pub embedding: EndPlan<embedding>,
+    /// The layers.
+    pub layers: Vec<LayerPlan>,
+    /// The norm after the last layer.
+    pub final_norm: EndPlan<norm>,
+    /// The head.
+    pub head: EndPlan<head>,
+    /// Every parameter, in the order in which checkpoints list them.
+    pub parameters: Vec<ParameterPlan>,
+}
+
+/// What a model costs at a given length.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Totals {
+    /// Text tokens of a document.
+    pub tokens: i64,
+    /// Elements of all parameters.
+    pub parameters: u64,
+    /// Forward operations per token, the mean over the document; training takes three times as many.
+    pub flops_per_token: f64,
+    /// Bytes of one sequence's state after the document, with activations in two bytes.
+    pub state_bytes: u64,
+    /// Part of `state_bytes` that does not depend on the length.
+    pub fixed_state_bytes: u64,
+    /// Bytes by which the state grows at the end of the document, per token.
+    pub state_bytes_per_token: u64,
+    /// Bytes of weights, gradients and two Adam moments in fp32.
+    pub weight_bytes: u64,
+    /// Bytes of activations that the backward pass of one such document needs in fp32: an estimate.
+    pub activation_bytes: u64,
+}
+
+impl ModelPlan {
+    /// The plan of a `model` section. `vocab_size` is the tokenizer's, used when the section names none.
+    ///
+    /// # Errors
+    /// Every rule that the model breaks, with the path of the key to blame.
+    pub fn resolve(config: &ModelConfig, vocab_size: Option<i64>) -> Result<Self, Vec<Finding>> {
+        let mut findings = Vec::new();
+        let Some(vocab_size) = config.vocab_size.or(vocab_size) else {
+            return Err(vec![at_model("vocab_size", "the size of the vocabulary is not known".into(),
+                "`vocab_size` is given, or a `tokenizer` that knows it", "add `model.vocab_size` or a `tokenizer` section")]);
+        };
+        let pattern_path = "model.block_pattern";
+        let expansion = match config.block_pattern.make() {
+            Ok(pattern) => pattern.expand(config.n_layers, pattern_path),
+            Err(error) => Err(vec![registry_finding(pattern_path, &error)]),
+        };
+        let expansion = expansion.unwrap_or_else(|mut wrong| {
+            findings.append(&mut wrong);
+            crate::model::config::Expansion::default()
+        });
+        let context = ModuleContext {
+            d_model: config.d_model,
+            n_layers: config.n_layers,
+            layer: None,
+            meta_tokens: config.meta_tokens,
+            initializer_range: config.initializer_range,
+            max_positions: config.max_positions,
+            kv: KvRole::Own,
+        };
+        let roles = kv_roles(&expansion.kv_groups, config.n_layers, &mut findings);
+        let mut layers = Vec::with_capacity(expansion.layers.len());
+        for (index, expanded) in expansion.layers.iter().enumerate() {
+            let context = ModuleContext { layer: Some(index), kv: roles[index], ..context.clone() };
+            layers.push(LayerPlan::new(expanded, &context, &config.norm, pattern_path, &mut findings));
+        }
+        check_sharing(&expansion.kv_groups, &layers, &mut findings);
+        let embedding = end("embedding", &config.embedding, &context, &mut findings, |spec, plan| {
+            plan.input("vocabulary", vocab_size);
+            spec.plan(plan)
+        });
+        let final_norm = end("final_norm", &config.norm, &context, &mut findings, |spec, plan| spec.plan(plan));
+        let head = end("head", &config.head, &context, &mut findings, |spec, plan| {
+            plan.input("vocabulary", vocab_size);
+            if config.tie_embeddings {
+                plan.input("tied", vocab_size);
+            }
+            spec.plan(plan)
+        });
+        // Layers made from one template fail alike: say it once.
+        let mut seen = Vec::<Finding>::new();
+        for finding in findings {
+            if !seen.contains(&finding) {
+                seen.push(finding);
+            }
+        }
+        if !seen.is_empty() {
+            return Err(seen);
+        }
+        let mut parameters = Vec::new();
+        if config.meta_tokens > 0 {
+            parameters.push(ParameterPlan {
+                name: "meta_tokens".into(),
+                shape: vec![config.meta_tokens, config.d_model],
+                init: Init::Normal { std: config.meta_init_std },
+                weight_decay: false,
+                keep_float: false,
+            });
+        }
+        parameters.extend(embedding.module.all_parameters());
+        parameters.extend(layers.iter().flat_map(|layer| layer.parameters(config.initializer_range)));
+        parameters.extend(final_norm.module.all_parameters());
+        parameters.extend(head.module.all_parameters());
+        Ok(Self {
+            d_model: config.d_model,
+            vocab_size,
+            meta_tokens: config.meta_tokens,
+            max_positions: config.max_positions,
+            tie_embeddings: config.tie_embeddings,
+            embedding,
+            layers,
+            final_norm,
+            head,
+            parameters,
+        })
+    }
+
+    /// Elements of all parameters.
+    pub fn parameter_count(&self) -> u64 {
+        self.parameters.iter().map(ParameterPlan::count).sum()
+    }
+
+    /// Every state tensor of one sequence, with its layer and mixer.
+    pub fn states(&self) -> impl Iterator<Item = (usize, &str, &StatePlan)> {
+        self.layers.iter().flat_map(|layer| {
+            let mixers = layer.mixers.iter();
+            mixers.flat_map(|mixer| mixer.module.states.iter().map(|state| (layer.index, mixer.name.as_str(), state)))
+        })
+    }
+
+    /// Costs for documents of `tokens` text tokens.
+    pub fn totals(&self, tokens: i64) -> Totals {
+        let layers: f64 = self.layers.iter().map(|layer| layer.flops_per_token(self.meta_tokens, tokens)).sum();
+        let ends = self.embedding.module.flops.per_token + self.final_norm.module.flops.per_token
+            + self.head.module.flops.per_token;
+        let bytes = |tokens: i64, keep: &dyn Fn(Growth) -> bool| -> u64 {
+            let states = self.states().filter(|(_, _, state)| keep(state.growth));
+            states.map(|(_, _, state)| (state.elements(self.meta_tokens, tokens) * state_width(state.kind)) as u64).sum()
+        };
+        let all = bytes(tokens, &|_| true);
+        let saved: i64 = self.layers.iter().flat_map(LayerPlan::modules).map(|module| module.saved_per_token).sum();
+        let saved = saved + self.layers.len() as i64 * 4 * self.d_model + 2 * self.vocab_size;
+        let parameters = self.parameter_count();
+        Totals {
+            tokens,
+            parameters,
+            flops_per_token: layers + ends,
+            state_bytes: all,
+            fixed_state_bytes: bytes(tokens, &|growth| matches!(growth, Growth::Fixed | Growth::Prefix)),
+            state_bytes_per_token: bytes(tokens + 1, &|_| true) - all,
+            weight_bytes: parameters * 16,
+            activation_bytes: (saved * tokens * 4) as u64,
+        }
+    }
+}
+
+/// Bytes of an element of the state, with activations in two bytes.
+pub(crate) fn state_width(kind: StateKind) -> i64 {
+    match kind {
+        StateKind::Compute => 2,
+        StateKind::Float => 4,
+        StateKind::Int64 => 8,
+    }
+}
+
+fn end<S: Slot>(
+    name: &str,
+    component: &Component<S>,
+    context: &ModuleContext,
+    findings: &mut Vec<Finding>,
+    plan: impl FnOnce(&S::Object, &mut ModulePlan) -> Result<(), Finding>,
+) -> EndPlan<S> {
+    let key = if name == "final_norm" { "norm" } else { name };
+    let mut module = ModulePlan::new(context.clone(), name, &format!("{}.{key}", ModelConfig::KEY), context.d_model);
+    match component.make() {
+        Ok(spec) => module.run(|module| plan(&spec, module)),
+        Err(error) => findings.push(registry_finding(&module.path, &error)),
+    }
+    findings.append(&mut module.take_findings());
+    EndPlan { component: component.clone(), module }
+}
+
+fn at_model(key: &str, message: String, rule: &str, help: &str) -> Finding {
+    let path = format!("{}.{key}", ModelConfig::KEY);
+    Finding { path, message, rule: rule.to_owned(), help: Some(help.to_owned()) }
+}
+
+const SHARING: &str = "block_pattern.kv_sharing";
+
+/// The role of each layer, from groups that are checked for order, range and overlap.
+fn kv_roles(groups: &[Vec<usize>], n_layers: usize, findings: &mut Vec<Finding>) -> Vec<KvRole> {
+    let mut roles = vec![KvRole::Own; n_layers];
+    for (i, group) in groups.iter().enumerate() {
+        let key = format!("{SHARING}.groups[{i}]");
+        let mut refuse = |message: String, rule: &str, help: &str| findings.push(at_model(&key, message, rule, help));
+        if let Some(layer) = group.iter().find(|&&layer| layer >= n_layers) {
+            let message = format!("there is no layer {layer}: layers are 0 to {}", n_layers.saturating_sub(1));
+            refuse(message, "a layer index is below `n_layers`", "take the layer out, or add layers");
+            continue;
+        }
+        if group.len() < 2 {
+            refuse(format!("a group of {} layer shares nothing", group.len()), "a group has at least two layers", "remove it");
+            continue;
+        }
+        if let Some(pair) = group.windows(2).find(|pair| pair[1] <= pair[0]) {
+            let message = format!("layer {} comes after layer {}: a layer can only read what an earlier one made", pair[1], pair[0]);
+            let mut sorted = group.clone();
+            sorted.sort_unstable();
+            sorted.dedup();
+            refuse(message, "groups point backward: indices grow", &format!("write {sorted:?}"));
+            continue;
+        }
+        if let Some(&layer) = group.iter().find(|&&layer| roles[layer] != KvRole::Own) {
+            refuse(format!("layer {layer} is in two groups"), "a layer is in one group at most", "take it out of one of them");
+            continue;
+        }
+        roles[group[0]] = KvRole::Producer;
+        for &layer in &group[1..] {
+            roles[layer] = KvRole::Consumer { producer: group[0] };
+        }
+    }
+    roles
+}
+
+/// The rules between producers and consumers that need the layers' plans.
+fn check_sharing(groups: &[Vec<usize>], layers: &[LayerPlan], findings: &mut Vec<Finding>) {
+    let shapes = |layer: &LayerPlan| -> Vec<super::KvShape> {
+        layer.mixers.iter().filter_map(|mixer| mixer.module.kv_shape.clone()).collect()
+    };
+    for (i, group) in groups.iter().enumerate() {
+        if group.len() < 2 || group.iter().any(|&layer| layer >= layers.len()) {
+            continue;
+        }
+        let key = format!("{SHARING}.groups[{i}]");
+        let mut refuse = |message: String, rule: &str, help: &str| findings.push(at_model(&key, message, rule, help));
+        let (first, last) = (group[0], group[group.len() - 1]);
+        if let Some(layer) = group.iter().find(|&&layer| shapes(&layers[layer]).is_empty()) {
+            let message = format!("layer {layer} has no mixer with keys and values");
+            refuse(message, "every layer of a group has attention", "take it out of the group");
+            continue;
+        }
+        let is_global = |layer: usize| shapes(&layers[layer]).iter().any(|shape| shape.window.is_none());
+        if let Some(over) = (first..last).find(|layer| !group.contains(layer) && is_global(*layer)) {
+            let message = format!("the group reaches from layer {first} to layer {last}, over the global layer {over}");
+            refuse(message, "a group does not reach over a global layer", "split the group there");
+        }
+        let made = shapes(&layers[first]);
+        for &layer in &group[1..] {
+            for (mine, theirs) in shapes(&layers[layer]).iter().zip(&made) {
+                let narrow = |shape: &super::KvShape| (shape.n_kv_heads, shape.head_dim, shape.v_head_dim);
+                if narrow(mine) != narrow(theirs) {
+                    let message = format!(
+                        "layer {layer} wants (n_kv_heads, head_dim, v_head_dim) = {:?}, its producer {first} makes {:?}",
+                        narrow(mine), narrow(theirs)
+                    );
+                    refuse(message, "a consumer's keys and values have its producer's shape", "make the two layers alike");
+                }
+                let too_wide = match (mine.window, theirs.window) {
+                    (None, Some(_)) => true,
+                    (Some(mine), Some(theirs)) => mine > theirs,
+                    (_, None) => false,
+                };
+                if too_wide {
+                    let text = |window: Option<i64>| window.map_or("no window".to_owned(), |w| format!("window {w}"));
+                    let message = format!("layer {layer} has {}, its producer {first} has {}", text(mine.window), text(theirs.window));
+                    refuse(message, "a consumer's window is at most its producer's", "keys beyond the producer's window are gone");
+                }
+            }
+        }
+    }
+}
