@@ -1,6 +1,9 @@
 //! Fused operations: one folder each, with its definition in plain tensor operations (`reference.rs`), its
 //! fast paths, and one differentiable function that picks among them.
 
+pub mod attention;
 pub mod causal_conv1d;
 mod operands;
+mod parallel;
 pub mod selective_scan;
+mod simd;

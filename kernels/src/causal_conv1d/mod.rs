@@ -54,6 +54,15 @@ pub fn causal_conv1d(args: &CausalConv1d<'_>) -> Result<(Tensor, Tensor)> {
     Ok(reference::causal_conv1d(args))
 }
 
+/// The definition that [`causal_conv1d`] is tested against: plain tensor operations, token by token, on any device.
+///
+/// # Errors
+/// As [`causal_conv1d`].
+pub fn reference(args: &CausalConv1d<'_>) -> Result<(Tensor, Tensor)> {
+    check(args)?;
+    Ok(reference::causal_conv1d(args))
+}
+
 fn check(args: &CausalConv1d<'_>) -> Result<()> {
     let ops = Operands::of("causal_conv1d", args.x);
     let [batch, time, d] = ops.sizes("x", args.x, "[batch, time, d]")?;

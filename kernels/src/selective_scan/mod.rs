@@ -5,9 +5,10 @@
 //! a packed document starts from a given state too, not from zero. Both states and the last state carry
 //! gradients.
 
+mod cpu;
 mod reference;
 
-use tch::Tensor;
+use tch::{Device, Tensor};
 use torch_bridge::Result;
 
 use crate::operands::Operands;
@@ -57,6 +58,20 @@ pub struct SelectiveScan<'a> {
 /// # Errors
 /// A shape, dtype or device that does not fit, or `resets` without `reset_state`.
 pub fn selective_scan(args: &SelectiveScan<'_>) -> Result<(Tensor, Tensor)> {
+    check(args)?;
+    // Nothing to compute: what remains are states handed through, which the definition does well enough.
+    let empty = args.u.numel() == 0 || args.a.numel() == 0;
+    if args.u.device() == Device::Cpu && !empty {
+        return cpu::selective_scan(args);
+    }
+    Ok(reference::selective_scan(args))
+}
+
+/// The definition that [`selective_scan`] is tested against: plain tensor operations, token by token, on any device.
+///
+/// # Errors
+/// As [`selective_scan`].
+pub fn reference(args: &SelectiveScan<'_>) -> Result<(Tensor, Tensor)> {
     check(args)?;
     Ok(reference::selective_scan(args))
 }
