@@ -7,6 +7,7 @@
 extern crate self as hymba_plus;
 
 pub mod config;
+pub mod generate;
 pub mod model;
 pub mod params;
 pub mod plan;

@@ -10,6 +10,7 @@ use hymba_plus::{
 };
 use tch::{Device, Kind, Tensor};
 
+pub mod naive;
 pub mod official;
 
 /// A model section written in YAML, as its plan.

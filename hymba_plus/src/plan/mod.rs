@@ -12,3 +12,4 @@ pub use module::{
     StatePlan,
 };
 pub(crate) use module::registry_finding;
+pub use render::{bytes, grouped};
