@@ -83,10 +83,10 @@ fn directories() -> Result<Vec<PathBuf>, String> {
     let cpu = libtorch_cpu().ok_or_else(|| "cannot tell where libtorch_cpu.so was loaded from".to_owned())?;
     let mut found: Vec<PathBuf> = cpu.parent().map(Path::to_path_buf).into_iter().collect();
     // It may have been loaded through a link from a directory that holds no more than the link.
-    if let Some(real) = cpu.canonicalize().ok().and_then(|real| real.parent().map(Path::to_path_buf)) {
-        if !found.contains(&real) {
-            found.push(real);
-        }
+    if let Some(real) = cpu.canonicalize().ok().and_then(|real| real.parent().map(Path::to_path_buf))
+        && !found.contains(&real)
+    {
+        found.push(real);
     }
     Ok(found)
 }

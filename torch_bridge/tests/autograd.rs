@@ -14,7 +14,9 @@ struct SumOfSquares;
 impl Function for SumOfSquares {
     fn forward(&mut self, saved: &mut Saved, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
         assert!(!torch_bridge::guards::is_grad_enabled());
-        inputs.iter().for_each(|input| saved.save(input));
+        for input in inputs {
+            saved.save(input);
+        }
         let mut sum = inputs[0].f_square()?;
         for input in &inputs[1..] {
             sum = sum.f_add(&input.f_square()?)?;
@@ -39,7 +41,8 @@ fn close(a: &Tensor, b: &Tensor) -> bool {
 
 fn gradients(output: &Tensor, weight: &Tensor, inputs: &[&Tensor]) -> Vec<Tensor> {
     let loss = (output * weight).sum(None);
-    autograd::grad(&[loss], None, inputs, GradOptions::default()).unwrap().into_iter().flatten().collect()
+    let grads = autograd::grad(&[loss], None, inputs, GradOptions::default()).expect("gradients");
+    grads.into_iter().flatten().collect()
 }
 
 #[test]

@@ -163,7 +163,7 @@ fn operators_are_shared_between_threads() {
                 (0..200).all(|_| {
                     let y = operator.call(&values![&x, i]).unwrap().pop().unwrap().into_tensor().unwrap();
                     let z = found.call(&values![&x, i]).unwrap().pop().unwrap().into_tensor().unwrap();
-                    y == z && y.double_value(&[0]) == f64::from(i)
+                    y == z && y == Tensor::from_slice(&[f64::from(i)])
                 })
             })
         })

@@ -45,7 +45,7 @@ impl Reference {
 }
 
 fn numbers(tensor: &Tensor) -> Vec<f64> {
-    tensor.flatten(0, -1).try_into().unwrap()
+    tensor.flatten(0, -1).try_into().expect("a tensor of doubles")
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Bytes and slices: exact, and refused when they would lie.
 
+#![expect(clippy::float_cmp, reason = "what is copied must be equal")]
+
 use half::bf16;
 use tch::{Device, Kind, Tensor};
 use torch_bridge::guards::{Inference, NoGrad};

@@ -153,15 +153,15 @@ extern "C" fn forward<F: Function>(state: *mut c_void, frame: *const ForwardFram
                     index.to_string(),
                 )
             })?;
-            // SAFETY (all three): the lists are alive and only we touch them.
+            // SAFETY: the list is alive and only we touch it.
             unsafe { ffi::push(frame.non_differentiable, Some(output)) }
         }
         for output in &outputs {
-            // SAFETY: as above.
+            // SAFETY: the list is alive and only we touch it.
             unsafe { ffi::push(frame.outputs, Some(output)) }
         }
         for tensor in &saved.tensors {
-            // SAFETY: as above.
+            // SAFETY: the list is alive and only we touch it.
             unsafe { ffi::push(frame.saved, Some(tensor)) }
         }
         Ok(())

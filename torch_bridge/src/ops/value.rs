@@ -197,28 +197,29 @@ impl Value {
     /// # Safety
     /// `raw` is a valid result, and this is the one place that takes its tensors and opaque value over.
     pub(super) unsafe fn from_raw(raw: &ffi::Value) -> Self {
-        // SAFETY (all three): by the caller's promise the pointer has `length` elements of this type.
         match raw.tag {
-            tag::TENSOR => Self::Tensor(unsafe { Tensor::from_ptr(raw.data.cast_mut().cast()) }),
-            tag::TENSOR_LIST => Self::TensorList(
-                unsafe { slice::<*mut ffi::C_tensor>(raw) }
-                    .iter()
-                    // SAFETY: each is a new tensor that is ours.
-                    .map(|tensor| unsafe { Tensor::from_ptr(*tensor) })
-                    .collect(),
-            ),
+            tag::TENSOR => {
+                // SAFETY: a new tensor that is ours.
+                Self::Tensor(unsafe { Tensor::from_ptr(raw.data.cast_mut().cast()) })
+            }
+            tag::TENSOR_LIST => {
+                // SAFETY: the elements are pointers to tensors,
+                let pointers = unsafe { slice::<*mut ffi::C_tensor>(raw) };
+                // SAFETY: each of them new and ours.
+                Self::TensorList(pointers.iter().map(|tensor| unsafe { Tensor::from_ptr(*tensor) }).collect())
+            }
             tag::INT => Self::Int(raw.integer),
             tag::DOUBLE => Self::Double(raw.real),
             tag::BOOL => Self::Bool(raw.integer != 0),
-            // SAFETY: as above, for the lists and the text.
+            // SAFETY: the elements are ints.
             tag::INT_LIST => Self::IntList(unsafe { slice(raw) }.to_vec()),
-            // SAFETY: as above.
+            // SAFETY: the elements are doubles.
             tag::DOUBLE_LIST => Self::DoubleList(unsafe { slice(raw) }.to_vec()),
-            // SAFETY: as above.
+            // SAFETY: the elements are bytes.
             tag::BOOL_LIST => {
                 Self::BoolList(unsafe { slice::<u8>(raw) }.iter().map(|byte| *byte != 0).collect())
             }
-            // SAFETY: as above.
+            // SAFETY: the elements are bytes.
             tag::STRING => Self::String(String::from_utf8_lossy(unsafe { slice::<u8>(raw) }).into_owned()),
             tag::OPAQUE => {
                 NonNull::new(raw.data.cast_mut().cast()).map_or(Self::None, |raw| Self::Opaque(Opaque(raw)))

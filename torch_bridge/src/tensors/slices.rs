@@ -100,8 +100,10 @@ impl<T> DerefMut for SliceMut<'_, T> {
 
 /// The elements of a contiguous CPU tensor, `[numel]` in row-major order.
 ///
-/// The slice can be handed to other threads; it must not be read while an operation of another thread writes the same
-/// memory through another handle, which nothing can check (as it is for every torch operation).
+/// The elements can be handed to other threads while the slice is held here. Slices of this thread that overlap are
+/// checked against each other; what cannot be checked is left to the caller, as torch leaves it for its own
+/// operations: while a slice lives, no torch operation may write or resize the same memory through another handle,
+/// and no other thread may hold a mutable slice of it.
 ///
 /// # Errors
 /// The tensor is undefined, not on the CPU, not of `T`'s kind or not contiguous, or its memory is lent out for writing
@@ -114,10 +116,11 @@ pub fn slice<T: Element>(tensor: &Tensor) -> Result<Slice<'_, T>> {
 
 /// The elements of a contiguous CPU tensor, to be written.
 ///
-/// Autograd is told that the tensor has changed. See [`slice`] about other threads.
+/// Autograd is told that the tensor has changed. What [`slice()`] leaves to the caller is left here too, for reads as
+/// well. The old elements can be read, so a fresh bool tensor must be made by `zeros`, not `empty`.
 ///
 /// # Errors
-/// As [`slice`]; also if the memory is lent out at all, if the tensor requires a gradient while gradients are on, or if
+/// As [`slice()`]; also if the memory is lent out at all, if the tensor requires a gradient while gradients are on, or if
 /// it was made in inference mode and this is outside.
 pub fn slice_mut<T: Element>(tensor: &mut Tensor) -> Result<SliceMut<'_, T>> {
     const OPERATION: &str = "slice_mut";
@@ -135,10 +138,10 @@ pub fn slice_mut<T: Element>(tensor: &mut Tensor) -> Result<SliceMut<'_, T>> {
     Ok(SliceMut { pointer, length, _borrow: borrow, _tensor: PhantomData })
 }
 
-/// Runs `body` on the elements; see [`slice`].
+/// Runs `body` on the elements; see [`slice()`].
 ///
 /// # Errors
-/// As [`slice`].
+/// As [`slice()`].
 pub fn with_slice<T: Element, R>(tensor: &Tensor, body: impl FnOnce(&[T]) -> R) -> Result<R> {
     Ok(body(&slice(tensor)?))
 }
