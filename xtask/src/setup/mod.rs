@@ -118,7 +118,9 @@ fn recognise(layout: &Layout, wanted: Wanted) -> Result<State> {
             return Ok(State::Unusable(Some(format!("{} is damaged", file.path))));
         }
     }
-    layout.write_link()?;
+    if !layout.link_is_good() {
+        layout.write_link()?;
+    }
     let stamp = Stamp::measure(layout, LIBTORCH_VERSION.into(), Parts::Cpu, Origin::Found)?;
     stamp.write(layout)?;
     eprintln!("recognised libtorch {LIBTORCH_VERSION} in {}", layout.home.display());
