@@ -1,1 +1,5 @@
-//! recipes
+//! Recipes at work: stages, registered components that run in order.
+
+pub mod model;
+
+pub use model::plan_model;

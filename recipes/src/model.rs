@@ -1,0 +1,54 @@
+//! A recipe's model as a plan: where the sections `model` and `tokenizer` meet.
+
+use hymba_plus::{
+    config::Recipe,
+    model::ModelConfig,
+    plan::ModelPlan,
+    register_check,
+    registry::{Finding, Section},
+};
+use training::trainer::TokenizerSection;
+
+register_check!("model", check);
+
+fn check(recipe: &Recipe) -> Vec<Finding> {
+    plan_model(recipe).err().unwrap_or_default()
+}
+
+/// The plan of a recipe's model; none when it has no section `model`.
+///
+/// # Errors
+/// Every rule that the model breaks, the vocabulary against the tokenizer's included.
+pub fn plan_model(recipe: &Recipe) -> Result<Option<ModelPlan>, Vec<Finding>> {
+    let Ok(Some(config)) = recipe.section::<ModelConfig>() else { return Ok(None) };
+    let tokenizer = tokenizer_vocabulary(recipe)?;
+    let mut findings = Vec::new();
+    if let (Some(model), Some(tokenizer)) = (config.vocab_size, tokenizer)
+        && model < tokenizer
+    {
+        findings.push(Finding {
+            path: format!("{}.vocab_size", ModelConfig::KEY),
+            message: format!("the model knows {model} tokens, its tokenizer has {tokenizer}"),
+            rule: "`vocab_size` is at least the tokenizer's".to_owned(),
+            help: Some(format!("use {tokenizer}, or leave `vocab_size` out: it is then the tokenizer's")),
+        });
+    }
+    match ModelPlan::resolve(&config, tokenizer) {
+        Ok(plan) if findings.is_empty() => Ok(Some(plan)),
+        Ok(_) => Err(findings),
+        Err(more) => Err(findings.into_iter().chain(more).collect()),
+    }
+}
+
+fn tokenizer_vocabulary(recipe: &Recipe) -> Result<Option<i64>, Vec<Finding>> {
+    let Ok(Some(TokenizerSection(component))) = recipe.section() else { return Ok(None) };
+    let at = |message: String| Finding {
+        path: TokenizerSection::KEY.to_owned(),
+        message,
+        rule: "the tokenizer can be read".to_owned(),
+        help: None,
+    };
+    let spec = component.make().map_err(|error| vec![at(error.to_string())])?;
+    let size = spec.vocab_size(&|path| recipe.path(path)).map_err(|error| vec![at(error.to_string())])?;
+    Ok(Some(size as i64))
+}
