@@ -3,21 +3,22 @@
     unpack.py WHEEL FOLDER PATH...
 
 A path that ends in `/` is a folder; static libraries and Python files in it are left out. Prints the number of bytes
-unpacked so far, a line at a time. Exit codes: 0 done; 12 a damaged wheel; 28 disk full; the last line on stderr is
-the reason.
+unpacked so far, a line at a time. Exit codes: 0 done; 12 it could not be written; 14 a damaged wheel; 28 disk full;
+the last line on stderr is the reason.
 """
 
 import errno
 import os
 import sys
 import zipfile
+import zlib
 
 
 def wanted(name, paths):
-    if name in paths:
-        return True
+    if name.endswith("/"):
+        return False
     inside = any(path.endswith("/") and name.startswith(path) for path in paths)
-    return inside and not name.endswith(("/", ".a", ".py"))
+    return name in paths or (inside and not name.endswith((".a", ".py")))
 
 
 def unpack(wheel, folder, paths):
@@ -46,8 +47,8 @@ try:
 except OSError as error:
     print(error, file=sys.stderr)
     sys.exit(28 if error.errno in (errno.ENOSPC, errno.EDQUOT) else 12)
-except zipfile.BadZipFile as error:
+except (zipfile.BadZipFile, zlib.error) as error:
     print(error, file=sys.stderr)
-    sys.exit(12)
+    sys.exit(14)
 except KeyboardInterrupt:
     os._exit(130)
