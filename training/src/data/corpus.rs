@@ -1,0 +1,66 @@
+//! Documents and the files they came from.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::DataError;
+use crate::files;
+
+/// One text, from its first to its last character.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Document {
+    /// The text.
+    pub text: String,
+}
+
+/// A file that was read, as the run's manifest names it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileRecord {
+    /// Where it was read.
+    pub path: PathBuf,
+    /// Size in bytes.
+    pub size: u64,
+    /// SHA-256 in hexadecimal.
+    pub sha256: String,
+}
+
+/// Everything a dataset gives: two sets of documents and the files they came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Corpus {
+    /// Documents to train on.
+    pub train: Vec<Document>,
+    /// Documents held out.
+    pub validation: Vec<Document>,
+    /// The files, sorted by path.
+    pub files: Vec<FileRecord>,
+}
+
+impl Corpus {
+    /// The training texts, as a tokenizer is trained on them.
+    pub fn training_texts(&self) -> Vec<&str> {
+        self.train.iter().map(|document| document.text.as_str()).collect()
+    }
+}
+
+/// Reads a text file and its checksum; says where it stops being UTF-8.
+pub(super) fn read_text(path: &Path) -> Result<(String, FileRecord), DataError> {
+    let bytes = std::fs::read(path).map_err(|source| DataError::Io { path: path.to_owned(), source })?;
+    let record = FileRecord {
+        path: path.to_owned(),
+        size: bytes.len() as u64,
+        sha256: files::hex(&Sha256::digest(&bytes)),
+    };
+    let text = String::from_utf8(bytes).map_err(|error| {
+        let offset = error.utf8_error().valid_up_to();
+        let bytes = error.as_bytes();
+        DataError::NotUtf8 {
+            path: path.to_owned(),
+            offset,
+            line: bytes[..offset].iter().filter(|&&byte| byte == b'\n').count() + 1,
+            byte: bytes[offset],
+        }
+    })?;
+    Ok((text, record))
+}

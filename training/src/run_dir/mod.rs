@@ -1,0 +1,317 @@
+//! The run directory: everything a run leaves behind, owned by one process at a time.
+//!
+//! ```text
+//! RUN_DIR/
+//!   recipe.yaml         the resolved recipe, which itself runs
+//!   run.json            name, hash of the recipe, times
+//!   environment.json    versions, git commit, processor, threads, device
+//!   data.json           every data file with its size and SHA-256
+//!   tokenizer.json      the tokenizer, and tokenizer_config.json its borders
+//!   metrics.jsonl       one line per logged step or evaluation
+//!   progress.json       which stages were started and finished
+//!   tensorboard/STAGE/  the same as metrics.jsonl, for TensorBoard
+//!   checkpoints/STAGE/  see the module `checkpoint`
+//!   stages/STAGE/       what other stages write
+//! ```
+
+mod error;
+mod lock;
+mod progress;
+
+pub use error::RunDirError;
+pub(crate) use progress::StageProgress;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{checkpoint::CheckpointStore, data::FileRecord, environment::Environment, files};
+use lock::Lock;
+
+/// What to do with a directory that a run has used before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Existing {
+    /// Refuse it.
+    Refuse,
+    /// Go on with the run in it; an empty or missing one starts afresh.
+    Resume,
+    /// Remove that run first.
+    Overwrite,
+}
+
+/// What `run.json` holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RunRecord {
+    /// Name of the recipe.
+    pub(crate) name: String,
+    /// Hash of the resolved recipe.
+    pub(crate) recipe_hash: String,
+    /// When the run began, in UTC.
+    pub(crate) started: String,
+    /// When it was continued, in UTC.
+    pub(crate) resumed: Vec<String>,
+}
+
+const LOCK: &str = ".lock";
+const RECIPE: &str = "recipe.yaml";
+const RUN: &str = "run.json";
+const ENVIRONMENT: &str = "environment.json";
+const DATA: &str = "data.json";
+const TOKENIZER: &str = "tokenizer.json";
+const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+const METRICS: &str = "metrics.jsonl";
+const PROGRESS: &str = "progress.json";
+const TENSORBOARD: &str = "tensorboard";
+const CHECKPOINTS: &str = "checkpoints";
+const STAGES: &str = "stages";
+
+/// Names that a run makes, and that overwriting removes; nothing else is ever touched.
+const OURS: [&str; 11] = [
+    RECIPE,
+    RUN,
+    ENVIRONMENT,
+    DATA,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    METRICS,
+    PROGRESS,
+    TENSORBOARD,
+    CHECKPOINTS,
+    STAGES,
+];
+
+/// A locked run directory.
+#[derive(Debug)]
+pub struct RunDir {
+    root: PathBuf,
+    lock: Lock,
+}
+
+impl RunDir {
+    /// Makes or opens a run directory and locks it.
+    ///
+    /// # Errors
+    /// When another process has it, when it is in use and `existing` refuses that, or when it cannot be written.
+    pub fn open(root: &Path, existing: Existing) -> Result<Self, RunDirError> {
+        let failed = |source| RunDirError::Io { path: root.to_owned(), source };
+        if root.is_dir() && existing == Existing::Refuse && !is_empty(root).map_err(failed)? {
+            // Before the lock: a run that is refused leaves no file in a directory that is not its own.
+            if let Some(holder) = Lock::holder(&root.join(LOCK)) {
+                return Err(RunDirError::Locked { path: root.to_owned(), holder });
+            }
+            return Err(RunDirError::Exists { path: root.to_owned() });
+        }
+        fs::create_dir_all(root).map_err(failed)?;
+        let lock = Lock::take(root, LOCK)?;
+        let directory = Self { root: root.to_owned(), lock };
+        if existing == Existing::Overwrite {
+            directory.clear()?;
+        }
+        Ok(directory)
+    }
+
+    /// Removes what an earlier run made; refuses a directory that no run has made.
+    fn clear(&self) -> Result<(), RunDirError> {
+        let failed = |source| RunDirError::Io { path: self.root.clone(), source };
+        if !is_empty(&self.root).map_err(failed)? && !self.root.join(RUN).exists() {
+            return Err(RunDirError::NotARun { path: self.root.clone() });
+        }
+        // `run.json` goes last, so that a removal that is cut short can be repeated.
+        for name in OURS.iter().filter(|name| **name != RUN).chain([&RUN]) {
+            let path = self.root.join(name);
+            let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            match removed {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        &self.root
+    }
+
+    /// The process that had the directory before and did not end by itself, if there was one.
+    pub fn recovered_from(&self) -> Option<&str> {
+        self.lock.recovered_from()
+    }
+
+    /// The resolved recipe.
+    pub fn recipe(&self) -> PathBuf {
+        self.root.join(RECIPE)
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> PathBuf {
+        self.root.join(TOKENIZER)
+    }
+
+    /// The metrics.
+    pub fn metrics(&self) -> PathBuf {
+        self.root.join(METRICS)
+    }
+
+    /// TensorBoard files of a stage.
+    pub fn tensorboard(&self, stage: &str) -> PathBuf {
+        self.root.join(TENSORBOARD).join(stage)
+    }
+
+    /// Where the checkpoints of a stage lie.
+    pub fn checkpoints(&self, stage: &str) -> PathBuf {
+        self.root.join(CHECKPOINTS).join(stage)
+    }
+
+    /// The checkpoints of a stage.
+    ///
+    /// # Errors
+    /// When the directory cannot be made or read.
+    pub fn checkpoint_store(
+        &self,
+        stage: &str,
+    ) -> Result<CheckpointStore, crate::checkpoint::CheckpointError> {
+        CheckpointStore::open(&self.checkpoints(stage))
+    }
+
+    /// Where a stage puts files of its own; made when it is asked for.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn stage_files(&self, stage: &str) -> Result<PathBuf, RunDirError> {
+        let path = self.root.join(STAGES).join(stage);
+        fs::create_dir_all(&path).map_err(|source| RunDirError::Io { path: path.clone(), source })?;
+        Ok(path)
+    }
+
+    /// Writes the resolved recipe.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write_recipe(&self, yaml: &str) -> Result<(), RunDirError> {
+        self.write(RECIPE, yaml.as_bytes())
+    }
+
+    /// Writes what the run runs on.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write_environment(&self, environment: &Environment) -> Result<(), RunDirError> {
+        self.write_json(ENVIRONMENT, environment)
+    }
+
+    /// Writes the manifest of the data files.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write_data_manifest(&self, files: &[FileRecord]) -> Result<(), RunDirError> {
+        self.write_json(DATA, &files)
+    }
+
+    pub(crate) fn record(&self) -> Result<Option<RunRecord>, RunDirError> {
+        self.read_json(RUN)
+    }
+
+    pub(crate) fn write_record(&self, record: &RunRecord) -> Result<(), RunDirError> {
+        self.write_json(RUN, record)
+    }
+
+    pub(crate) fn progress(&self) -> Result<StageProgress, RunDirError> {
+        Ok(self.read_json(PROGRESS)?.unwrap_or_default())
+    }
+
+    pub(crate) fn write_progress(&self, progress: &StageProgress) -> Result<(), RunDirError> {
+        self.write_json(PROGRESS, progress)
+    }
+
+    fn read_json<T: for<'de> Deserialize<'de>>(&self, name: &str) -> Result<Option<T>, RunDirError> {
+        let path = self.root.join(name);
+        match fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes)
+                .map(Some)
+                .map_err(|error| RunDirError::Format { path, message: error.to_string() }),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(RunDirError::Io { path, source }),
+        }
+    }
+
+    fn write_json(&self, name: &str, value: &impl Serialize) -> Result<(), RunDirError> {
+        let mut bytes = serde_json::to_vec_pretty(value)
+            .map_err(|error| RunDirError::Io { path: self.root.join(name), source: error.into() })?;
+        bytes.push(b'\n');
+        self.write(name, &bytes)
+    }
+
+    fn write(&self, name: &str, bytes: &[u8]) -> Result<(), RunDirError> {
+        let path = self.root.join(name);
+        files::write_atomically(&path, bytes).map_err(|source| RunDirError::Io { path, source })
+    }
+}
+
+/// Whether there is nothing but our lock in a directory.
+fn is_empty(path: &Path) -> std::io::Result<bool> {
+    for entry in fs::read_dir(path)? {
+        if entry?.file_name() != LOCK {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_in_use_is_refused_with_the_ways_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("runs/a");
+        let run = RunDir::open(&path, Existing::Refuse).unwrap();
+        run.write_recipe("seed: 1\n").unwrap();
+        let error = RunDir::open(&path, Existing::Resume).unwrap_err().to_string();
+        assert!(error.contains(&format!("process {}", std::process::id())), "{error}");
+        let error = RunDir::open(&path, Existing::Refuse).unwrap_err().to_string();
+        assert!(error.contains("in use by process"), "{error}");
+        drop(run);
+        let error = RunDir::open(&path, Existing::Refuse).unwrap_err().to_string();
+        for way in ["--resume", "--run-dir", "--overwrite"] {
+            assert!(error.contains(way), "{error}");
+        }
+        let run = RunDir::open(&path, Existing::Resume).unwrap();
+        assert!(run.recovered_from().is_none());
+    }
+
+    #[test]
+    fn overwriting_removes_a_run_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("thesis.tex"), "precious").unwrap();
+        let error = RunDir::open(folder.path(), Existing::Overwrite).unwrap_err().to_string();
+        assert!(error.contains("no run"), "{error}");
+        let path = folder.path().join("run");
+        let run = RunDir::open(&path, Existing::Overwrite).unwrap();
+        let record =
+            RunRecord { name: "a".into(), recipe_hash: "b".into(), started: "c".into(), resumed: vec![] };
+        run.write_record(&record).unwrap();
+        run.write_recipe("seed: 1\n").unwrap();
+        fs::create_dir_all(run.checkpoints("pretrain").join("step-00000001")).unwrap();
+        fs::write(path.join("notes.txt"), "mine").unwrap();
+        drop(run);
+        let run = RunDir::open(&path, Existing::Overwrite).unwrap();
+        assert!(!run.recipe().exists() && !run.checkpoints("pretrain").exists());
+        assert!(run.record().unwrap().is_none());
+        assert!(path.join("notes.txt").exists());
+    }
+
+    #[test]
+    fn a_lock_of_a_process_that_died_is_recovered() {
+        let folder = tempfile::tempdir().unwrap();
+        // A process that was killed leaves its name in the file, but the system has released its lock.
+        fs::write(folder.path().join(LOCK), "process 4194304 on elsewhere since 2026-01-01T00:00:00Z")
+            .unwrap();
+        let run = RunDir::open(folder.path(), Existing::Refuse).unwrap();
+        assert!(run.recovered_from().unwrap().contains("4194304"));
+    }
+}

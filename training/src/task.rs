@@ -1,0 +1,58 @@
+//! What a stage implements so that the loop can train it.
+
+use hymba_plus::params::Parameters;
+use serde_json::Value;
+use tch::Tensor;
+
+use crate::{data::Weighted, error::TaskError};
+
+/// Something with parameters and a loss. The loop knows nothing else of a stage.
+pub trait Task {
+    /// What the loader gives.
+    type Batch: Weighted;
+
+    /// The parameters that are trained.
+    fn parameters(&self) -> &Parameters;
+
+    /// The loss of one micro-batch. Runs with gradients on, and under autocast if the precision wants it.
+    ///
+    /// # Errors
+    /// Whatever the stage reports; it stops the run.
+    fn loss(&mut self, batch: &Self::Batch) -> Result<Loss, TaskError>;
+
+    /// What there is to measure on held-out data, by name; `validation_loss` chooses the best checkpoint unless the
+    /// loop is told otherwise. Runs without gradients, under autocast if the precision wants it; random numbers that
+    /// it draws do not change the training.
+    ///
+    /// # Errors
+    /// Whatever the stage reports; it stops the run.
+    fn evaluate(&mut self) -> Result<Vec<(String, f64)>, TaskError>;
+
+    /// State besides the parameters that a resumed run needs, as JSON.
+    fn state(&self) -> Value {
+        Value::Null
+    }
+
+    /// Takes over a saved state.
+    ///
+    /// # Errors
+    /// When it is not one of this task's.
+    fn restore(&mut self, _state: &Value) -> Result<(), TaskError> {
+        Ok(())
+    }
+}
+
+/// The loss of a micro-batch.
+#[derive(Debug)]
+pub struct Loss {
+    /// Sum over the micro-batch's [`target_tokens`](Weighted::target_tokens), a differentiable scalar `[]`. The loop
+    /// divides by the targets of the whole step, so gradients do not depend on how it was cut into micro-batches.
+    pub sum: Tensor,
+}
+
+impl Loss {
+    /// A loss from its sum over the targets.
+    pub fn of_sum(sum: Tensor) -> Self {
+        Self { sum }
+    }
+}

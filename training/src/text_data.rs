@@ -1,0 +1,96 @@
+//! Text made ready for training: corpus, tokenizer, token streams.
+
+use std::sync::Arc;
+
+use hymba_plus::config::Recipe;
+
+use crate::{
+    data::{Blocks, Corpus, DataError, Fingerprint, TokenStream, ValidationBlocks},
+    error::TrainError,
+    run::Run,
+    tokenizer::Tokenizer,
+    trainer::{DataSection, TokenizerSection},
+};
+
+/// The text of a recipe as tokens, and what it was made from.
+#[derive(Debug, Clone)]
+pub struct TextData {
+    /// The tokenizer, trained on the training split or read from a file.
+    pub tokenizer: Tokenizer,
+    /// The training split.
+    pub train: Arc<TokenStream>,
+    /// The validation split, possibly empty.
+    pub validation: Arc<TokenStream>,
+    /// Files and tokenizer.
+    pub fingerprint: Fingerprint,
+}
+
+impl TextData {
+    /// Reads the sections `data` and `tokenizer`, trains the tokenizer if need be, and leaves the manifest of the data
+    /// and the tokenizer in the run directory. A resumed run takes the tokenizer that it left there.
+    ///
+    /// # Errors
+    /// When a section is missing, or data or tokenizer fail.
+    pub fn prepare(run: &Run, recipe: &Recipe) -> Result<Self, TrainError> {
+        let data: DataSection = recipe.require("to know what to train on")?;
+        let tokenizer: TokenizerSection = recipe.require("to turn text into tokens")?;
+        let resolve = |path: &hymba_plus::config::RecipePath| recipe.path(path);
+        let corpus = data.0.make()?.load(&resolve)?;
+        run.directory().write_data_manifest(&corpus.files)?;
+
+        let (spec, saved) = (tokenizer.0.make()?, run.directory().tokenizer());
+        let tokenizer = if run.is_resumed() && spec.needs_training() && saved.exists() {
+            Tokenizer::load(&saved)?
+        } else {
+            let tokenizer = spec.build(&corpus.training_texts(), &resolve)?;
+            tokenizer.save(&saved)?;
+            tokenizer
+        };
+        if let Some(notice) = tokenizer.notice() {
+            run.console().line(&notice);
+        }
+        Ok(Self::encode(&corpus, tokenizer)?)
+    }
+
+    /// A corpus as tokens.
+    ///
+    /// # Errors
+    /// When the tokenizer fails.
+    pub fn encode(corpus: &Corpus, tokenizer: Tokenizer) -> Result<Self, DataError> {
+        let train = Arc::new(TokenStream::encode(&corpus.train, &tokenizer)?);
+        let validation = Arc::new(TokenStream::encode(&corpus.validation, &tokenizer)?);
+        let fingerprint = Fingerprint::of_files(&corpus.files).with("tokenizer", tokenizer.hash());
+        Ok(Self { tokenizer, train, validation, fingerprint })
+    }
+
+    /// Shuffled windows of the training split.
+    ///
+    /// # Errors
+    /// When the split is shorter than a window.
+    pub fn training_blocks(&self, sequence_length: usize, run: &Run) -> Result<Blocks, DataError> {
+        Blocks::new(
+            Arc::clone(&self.train),
+            sequence_length,
+            run.seed(),
+            run.device(),
+            self.fingerprint.clone(),
+        )
+    }
+
+    /// Windows of the validation split in order; `None` when nothing was held out.
+    ///
+    /// # Errors
+    /// When a size is zero.
+    pub fn validation_blocks(
+        &self,
+        sequence_length: usize,
+        batch_size: usize,
+        run: &Run,
+    ) -> Result<Option<ValidationBlocks>, DataError> {
+        if self.validation.is_empty() {
+            return Ok(None);
+        }
+        let (stream, pad) = (Arc::clone(&self.validation), self.tokenizer.pad());
+        ValidationBlocks::new(stream, sequence_length, batch_size, pad, run.device()).map(Some)
+    }
+}

@@ -1,0 +1,180 @@
+//! One step, and reading its numbers.
+
+use std::time::{Duration, Instant};
+
+use tch::{Kind, Tensor};
+use torch_bridge::{autograd, optim};
+
+use super::TrainLoop;
+use crate::{
+    data::{Loader, Weighted},
+    error::TrainError,
+    optimizer,
+    task::Task,
+    telemetry::{MetricRecord, Reading},
+};
+
+/// The numbers of a step, still on its device.
+#[derive(Debug)]
+pub(super) struct Pending {
+    step: u64,
+    tokens: u64,
+    lr: f64,
+    /// Loss per target and norm of the gradients, `Double [2]`.
+    numbers: Tensor,
+}
+
+impl<T: Task, L: Loader<Batch = T::Batch>> TrainLoop<'_, T, L> {
+    /// Makes the next step. On the CPU a loss that is not finite stops before the parameters change; on a GPU, where
+    /// looking would make the device wait, it stops at the next reading, which comes before anything is written.
+    pub(super) fn make_step(&mut self) -> Result<(), TrainError> {
+        let batches = self.loader.next_batches(self.config.batch_size, self.config.accumulation)?;
+        let targets: i64 = batches.iter().map(Weighted::target_tokens).sum();
+        let loss = self.accumulate(&batches, targets.max(1))?;
+        let norm = self.clip().map_err(self.torch_error())?;
+        let numbers = Tensor::f_stack(&[loss, norm], 0).map_err(|error| self.torch_error()(error.into()))?;
+
+        let factor = self.schedule.factor(self.step, self.config.steps);
+        self.tokens += targets as u64;
+        self.pending.push(Pending {
+            step: self.step + 1,
+            tokens: self.tokens,
+            lr: self.lr * factor,
+            numbers,
+        });
+        if self.reads_are_free() {
+            self.check_pending()?;
+        }
+        if self.step == 0 {
+            self.name_unreached();
+        }
+        self.optimizer.step(factor)?;
+        self.step += 1;
+        self.progress.advance(self.step);
+        Ok(())
+    }
+
+    /// Gradients of the mean loss over all targets of the step; gives that mean, `Double []`.
+    fn accumulate(&mut self, batches: &[T::Batch], targets: i64) -> Result<Tensor, TrainError> {
+        let (torch_error, task_error) = (self.torch_error(), self.task_error());
+        optimizer::zero_gradients(self.task.parameters()).map_err(&torch_error)?;
+        let mut total: Option<Tensor> = None;
+        for batch in batches {
+            let loss = {
+                let _autocast = self.run.autocast();
+                self.task.loss(batch).map_err(&task_error)?
+            };
+            let mean = loss.sum.f_div_scalar(targets).map_err(|error| torch_error(error.into()))?;
+            autograd::backward(&[&mean], None, false).map_err(&torch_error)?;
+            let add = || -> Result<Tensor, tch::TchError> {
+                let part = mean.f_detach()?.f_to_kind(Kind::Double)?;
+                total.as_ref().map_or(Ok(part.shallow_clone()), |total| total.f_add(&part))
+            };
+            total = Some(add().map_err(|error| torch_error(error.into()))?);
+        }
+        // The loader never gives an empty list of micro-batches.
+        Ok(total.unwrap_or_else(|| Tensor::from(0.0)))
+    }
+
+    /// Clips the gradients if told to; gives their norm before, `Double []`.
+    fn clip(&self) -> torch_bridge::Result<Tensor> {
+        let gradients = optimizer::gradients(self.task.parameters())?;
+        let norm = match self.config.gradient_clip {
+            Some(largest) => optim::clip_grad_norm_(&gradients, largest)?,
+            None => optim::total_norm(&gradients)?,
+        };
+        Ok(norm.f_to_kind(Kind::Double)?)
+    }
+
+    /// Says which parameters the first loss did not reach: most often a mistake in a new component.
+    fn name_unreached(&self) {
+        let names = optimizer::without_gradient(self.task.parameters());
+        if !names.is_empty() {
+            let (count, names) = (names.len(), names.join(", "));
+            self.progress.say(&format!("the loss does not depend on {count} parameters: {names}"));
+        }
+    }
+
+    /// Reads the numbers of all pending steps at once and refuses the first that is not finite.
+    pub(super) fn check_pending(&mut self) -> Result<(), TrainError> {
+        let (Some(last), Some(_)) = (self.pending.last(), self.pending.iter().find(|p| !p.is_read())) else {
+            return Ok(());
+        };
+        let last_step = last.step;
+        let read = || -> Result<Tensor, tch::TchError> {
+            let numbers: Vec<&Tensor> = self.pending.iter().map(|pending| &pending.numbers).collect();
+            Tensor::f_stack(&numbers, 0)?.f_to_device(tch::Device::Cpu)
+        };
+        let numbers = read().map_err(|error| self.torch_error()(error.into()))?;
+        for (row, pending) in (0..).zip(&mut self.pending) {
+            pending.numbers = numbers.get(row);
+        }
+        for pending in &self.pending {
+            for (what, value) in [("loss", pending.loss()), ("grad_norm", pending.norm())] {
+                if !value.is_finite() {
+                    return Err(TrainError::NotFinite {
+                        what,
+                        value,
+                        step: pending.step,
+                        stage: self.stage.to_owned(),
+                        lr: pending.lr,
+                        last: self.last_checkpoint.clone(),
+                    });
+                }
+            }
+        }
+        // Only the newest numbers are ever shown.
+        self.pending.retain(|pending| pending.step == last_step);
+        Ok(())
+    }
+
+    /// Writes and shows the numbers of the last step.
+    pub(super) fn log(&mut self) -> Result<(), TrainError> {
+        self.check_pending()?;
+        let Some(pending) = self.pending.pop() else { return Ok(()) };
+        let (now, (then, tokens_then)) = (Instant::now(), self.last_reading);
+        self.last_reading = (now, pending.tokens);
+        let seconds = (now - then).as_secs_f64().max(1e-9);
+        let speed = (pending.tokens - tokens_then) as f64 / seconds;
+        let left = (self.config.steps - pending.step) as f64 * pending.tokens as f64 / pending.step as f64;
+        let record = MetricRecord::new("train", self.stage, pending.step, pending.tokens)
+            .with("loss", pending.loss())
+            .with("lr", pending.lr)
+            .with("grad_norm", pending.norm())
+            .with("tokens_per_second", speed)
+            .with("elapsed_seconds", self.elapsed().as_secs_f64());
+        self.progress.show(&Reading {
+            step: pending.step,
+            loss: pending.loss(),
+            lr: pending.lr,
+            tokens_per_second: speed,
+            eta: Duration::try_from_secs_f64(left / speed.max(1e-9)).unwrap_or(Duration::MAX),
+        });
+        self.write(&record)
+    }
+
+    /// Adds a line to the metrics, and the same to TensorBoard.
+    pub(super) fn write(&mut self, record: &MetricRecord) -> Result<(), TrainError> {
+        self.run.log(record)?;
+        if let Some(board) = &mut self.board {
+            board.add(record);
+        }
+        Ok(())
+    }
+}
+
+impl Pending {
+    fn is_read(&self) -> bool {
+        self.numbers.device() == tch::Device::Cpu
+    }
+
+    /// Loss per target; to be asked when the numbers were read.
+    fn loss(&self) -> f64 {
+        self.numbers.double_value(&[0])
+    }
+
+    /// Norm of the gradients; to be asked when the numbers were read.
+    fn norm(&self) -> f64 {
+        self.numbers.double_value(&[1])
+    }
+}
