@@ -13,6 +13,7 @@ pub mod params;
 pub mod plan;
 pub mod registry;
 pub mod state;
+pub mod testing;
 
 pub use hymba_plus_macros::component_config;
 #[doc(hidden)]
