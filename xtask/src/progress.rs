@@ -5,6 +5,9 @@ use std::time::{Duration, Instant};
 
 use indicatif::{DecimalBytes, ProgressBar, ProgressStyle};
 
+/// Where there is no terminal, a job smaller than this is over before its tenths are worth a line.
+const SMALL: u64 = 50_000_000;
+
 /// The progress of one job that is counted in bytes.
 pub struct Bytes {
     label: String,
@@ -34,7 +37,9 @@ impl Bytes {
             Shown::Bar(bar)
         } else {
             let from = if done > 0 { format!(", going on at {}", DecimalBytes(done)) } else { String::new() };
-            eprintln!("  {label}: {}{from}", DecimalBytes(total));
+            if total > SMALL {
+                eprintln!("  {label}: {}{from}", DecimalBytes(total));
+            }
             Shown::Lines(tenth(done, total))
         };
         Self { label, total, started: Instant::now(), shown }
@@ -46,7 +51,7 @@ impl Bytes {
             Shown::Bar(bar) => bar.set_position(done),
             Shown::Lines(last) => {
                 let now = tenth(done, self.total);
-                if now > *last && now < 10 {
+                if now > *last && now < 10 && self.total > SMALL {
                     eprintln!("  {}: {}0 %", self.label, now);
                     *last = now;
                 }

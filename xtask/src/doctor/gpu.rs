@@ -6,6 +6,7 @@ use std::process::Command;
 
 use super::table::Row;
 use crate::setup::layout::Layout;
+use crate::setup::loader;
 
 /// The oldest driver that runs CUDA 13.
 const OLDEST_DRIVER: u32 = 580;
@@ -50,27 +51,11 @@ fn libtorch_cuda(root: &Path, gpu: bool) -> Row {
             Row::good(name, "not there, not needed")
         };
     }
-    match opens(&library) {
+    match loader::opens(&library) {
         Ok(()) => Row::good(name, "there, and opens"),
         Err(reason) => {
             Row::notice(name, format!("there, but does not open: {reason}"), "cargo xtask setup --cuda")
         }
-    }
-}
-
-/// Lets the dynamic loader open a library in a child process, which may crash or print as it likes.
-///
-/// The child is `true` with the library preloaded: the loader then does what dlopen does, lazily, and says what it
-/// could not find.
-fn opens(library: &Path) -> Result<(), String> {
-    let mut child = Command::new("true");
-    child.env("LD_PRELOAD", library).env_remove("LD_LIBRARY_PATH").env("LC_ALL", "C");
-    let output = child.output().map_err(|error| error.to_string())?;
-    let errors = String::from_utf8_lossy(&output.stderr);
-    match errors.lines().find(|line| line.contains("error") || line.contains("ERROR")) {
-        None if output.status.success() => Ok(()),
-        None => Err(format!("{}", output.status)),
-        Some(line) => Err(line.trim().trim_start_matches("true: ").to_owned()),
     }
 }
 
@@ -97,11 +82,5 @@ mod tests {
             "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.54.03  Tue Jun  6 22:20:39 UTC 2023";
         assert_eq!(parse_driver(closed).as_deref(), Some("535.54.03"));
         assert_eq!(major("535.54.03"), Some(535));
-    }
-
-    #[test]
-    fn the_loader_says_why_a_library_does_not_open() {
-        let reason = opens(Path::new("/nowhere/libtorch_cuda.so")).unwrap_err();
-        assert!(reason.contains("/nowhere/libtorch_cuda.so"), "{reason}");
     }
 }

@@ -94,7 +94,7 @@ pub fn tools() -> Vec<Row> {
         ),
         optional(
             "cargo-deny",
-            first_line("cargo-deny", &["--version"]),
+            workspace_tool("deny"),
             "cargo install cargo-deny --locked; `cargo xtask lint` checks licences and advisories with it",
         ),
         optional(

@@ -5,6 +5,7 @@ mod machine;
 mod table;
 mod torch;
 
+use std::io::Write;
 use std::path::Path;
 
 use self::table::Row;
@@ -21,12 +22,12 @@ pub fn doctor(root: &Path) -> Result<()> {
         ("libtorch", torch::rows(root)),
         ("gpu", gpu::rows(root)),
     ];
-    for (title, rows) in &sections {
-        println!("{}", table::render(title, rows));
-    }
+    let text: String = sections.iter().map(|(title, rows)| table::render(title, rows) + "\n").collect();
+    // A reader that closed the pipe (`| head`) has seen enough: no error.
+    let _ = std::io::stdout().write_all(text.as_bytes());
     let missing = sections.iter().flat_map(|(_, rows)| rows).filter(|row| row.is_missing()).count();
     if missing == 0 {
-        println!("everything that is required is there");
+        eprintln!("everything that is required is there");
         return Ok(());
     }
     Err(Failure::new(

@@ -5,6 +5,7 @@ use std::path::Path;
 use super::table::Row;
 use crate::setup::adopt::Candidate;
 use crate::setup::layout::Layout;
+use crate::setup::loader;
 use crate::setup::pins::{LIBTORCH_VERSION, Parts};
 use crate::setup::stamp::{Origin, Stamp};
 use crate::{setup, workspace};
@@ -47,6 +48,9 @@ fn installed(layout: &Layout) -> Row {
     }
     if !layout.link_is_good() {
         return Row::missing(name, "the folder link/ is not complete", "cargo xtask setup");
+    }
+    if let Err(reason) = loader::opens(&layout.torch().join("lib/libtorch_cpu.so")) {
+        return Row::missing(name, format!("does not open: {reason}"), "cargo xtask setup --no-adopt");
     }
     let parts = match stamp.parts {
         Parts::Cpu => "CPU",

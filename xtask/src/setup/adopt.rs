@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::layout::{Layout, remove};
 use super::pins::{LIBTORCH_VERSION, Parts};
-use super::python;
+use super::{loader, python};
 use crate::failure::{Doing, Failure, Result};
 
 /// A libtorch that someone else installed.
@@ -58,6 +58,15 @@ impl Candidate {
         let folders = python::interpreters().into_iter();
         let found = folders.filter_map(|interpreter| python::folder_with_torch(&interpreter));
         found.filter_map(|folder| Self::at(&folder.join("torch")).ok()).find(|found| found.parts >= parts)
+    }
+
+    /// Whether it runs outside its Python; a torch whose libraries are found by Python code does not.
+    pub fn opens(&self) -> bool {
+        let opened = loader::opens(&self.folder.join("lib/libtorch_cpu.so"));
+        if let Err(reason) = &opened {
+            eprintln!("not using the libtorch in {}: {reason}", self.folder.display());
+        }
+        opened.is_ok()
     }
 
     /// Points `.libtorch/torch` and `.libtorch/nvidia` at it.

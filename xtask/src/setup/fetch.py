@@ -13,6 +13,7 @@ The last line on stderr is the reason.
 import errno
 import logging
 import os
+import re
 import shutil
 import sys
 import threading
@@ -34,6 +35,13 @@ def end_with_parent():
     os._exit(13)
 
 
+def brief(reason):
+    """The host and the cause out of the many words of an HTTP library."""
+    host = re.search(r"host='([^']+)'", reason)
+    cause = re.sub(r"<[^>]*>: ", "", reason.split("Caused by ")[-1]).strip(" ()")
+    return "{}: {}".format(host.group(1), cause) if host else cause
+
+
 class Unreachable(logging.Handler):
     """Keeps pip's words about an index that it could not read; pip itself goes on without them."""
 
@@ -43,7 +51,7 @@ class Unreachable(logging.Handler):
         message = record.getMessage()
         if message.startswith("Could not fetch URL"):
             # "Could not fetch URL <url>: connection error: <many words> - skipping"
-            self.reasons.append(message.split(": ", 1)[-1].rsplit(" - ", 1)[0])
+            self.reasons.append(brief(message.split(": ", 1)[-1].rsplit(" - ", 1)[0]))
 
 
 def open_index(stack, name, version, platforms):
@@ -91,9 +99,9 @@ def fetch(session, link, partial, size):
             # requests' exceptions are OSErrors too, without a number.
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 stop(28, "the disk is full")
-            reason = str(error)
+            reason = brief(str(error))
         except Exception as error:  # urllib3 has its own family, in a place that moves between versions of pip
-            reason = str(error)
+            reason = brief(str(error))
         now = os.path.getsize(partial) if os.path.exists(partial) else 0
         if now > done:
             failures = 0

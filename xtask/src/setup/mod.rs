@@ -5,6 +5,7 @@ pub mod checksum;
 pub mod disk;
 pub mod fetch;
 pub mod layout;
+pub mod loader;
 pub mod pins;
 pub mod platform;
 pub mod python;
@@ -71,7 +72,7 @@ pub fn ensure(root: &Path, wanted: Wanted) -> Result<Stamp> {
     let candidate = match users {
         _ if !wanted.adopt => None,
         Some(users) if users.parts >= wanted.parts => Some(users),
-        _ => Candidate::of_python(wanted.parts),
+        _ => Candidate::of_python(wanted.parts).filter(Candidate::opens),
     };
     match candidate {
         Some(candidate) => adopt(&layout, candidate),
