@@ -5,5 +5,6 @@ pub mod attention;
 pub mod causal_conv1d;
 mod operands;
 mod parallel;
+mod second;
 pub mod selective_scan;
 mod simd;

@@ -17,7 +17,9 @@ pub(crate) fn each<T: Send, S>(
 ) {
     if steps < WORTH_THREADS || items.len() < 2 {
         let mut scratch = scratch();
-        items.into_iter().for_each(|item| body(&mut scratch, item));
+        for item in items {
+            body(&mut scratch, item);
+        }
     } else {
         items.into_par_iter().for_each_init(scratch, body);
     }

@@ -1,8 +1,10 @@
 //! The causal convolution: fast path against definition, and what both must obey.
 
+#![allow(clippy::unwrap_used, clippy::struct_excessive_bools)]
+
 mod common;
 
-use common::{Noise, Outcome, distance, gradcheck, outcome, strided, with_threads};
+use common::{Noise, Outcome, distance, gradcheck, outcome, second_outcome, strided, with_threads};
 use kernels::causal_conv1d::{CausalConv1d, causal_conv1d, reference};
 use tch::{Kind, Tensor};
 use torch_bridge::Result;
@@ -234,6 +236,14 @@ fn only_one_of_the_outputs_may_be_used() {
         };
         pick(causal_conv1d).assert_near(&pick(reference), 1e-12, "one output");
     }
+}
+
+#[test]
+fn second_derivatives_are_the_definitions() {
+    let case = Case::new([2, 12, 17, 4], ALL, Some(at(2, 12, &[0, 5])), None);
+    let second =
+        |operation: Operation| second_outcome(&case.tensors, &|tensors| case.run(tensors, operation));
+    second(causal_conv1d).assert_near(&second(reference), 1e-12, "second derivatives");
 }
 
 #[test]

@@ -1,8 +1,10 @@
 //! The selective scan: fast path against definition, and what both must obey.
 
+#![allow(clippy::unwrap_used, clippy::struct_excessive_bools)]
+
 mod common;
 
-use common::{Noise, Outcome, distance, gradcheck, outcome, strided, with_threads};
+use common::{Noise, Outcome, distance, gradcheck, outcome, second_outcome, strided, with_threads};
 use kernels::selective_scan::{SelectiveScan, reference, selective_scan};
 use tch::{Kind, Tensor};
 use torch_bridge::Result;
@@ -324,6 +326,14 @@ fn only_one_of_the_outputs_may_be_used() {
         };
         pick(selective_scan).assert_near(&pick(reference), 1e-12, "one output");
     }
+}
+
+#[test]
+fn second_derivatives_are_the_definitions() {
+    let case = Case::new([2, 12, 17, 5], ALL, Some(at(2, 12, &[0, 5])), None);
+    let second =
+        |operation: Operation| second_outcome(&case.tensors, &|tensors| case.run(tensors, operation));
+    second(selective_scan).assert_near(&second(reference), 1e-12, "second derivatives");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The definition of the causal convolution: plain tensor operations, one token at a time.
 
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use super::CausalConv1d;
 use crate::operands::compute_kind;
@@ -28,23 +28,21 @@ pub(super) fn causal_conv1d(args: &CausalConv1d<'_>) -> (Tensor, Tensor) {
         // The `width` inputs that y_t sees, oldest first.
         let window = Tensor::cat(&[before, x.narrow(1, t, 1)], 1);
         // y_t = bias + sum_k weight_k x_{t - (width - 1) + k}
-        let mut y_t = (&window * &taps).sum_dim_intlist([1i64].as_slice(), false, kind);
-        if let Some(bias) = &bias {
-            y_t = y_t + bias;
-        }
-        if args.silu {
-            y_t = y_t.silu();
-        }
-        let after = window.narrow(1, 1, history_len);
-        (history, y_t) = match args.lengths {
-            Some(lengths) => {
-                let valid = lengths.gt(t).to_kind(Kind::Bool);
-                let history = after.where_self(&valid.reshape([batch, 1, 1]), &history);
-                (history, y_t.where_self(&valid.reshape([batch, 1]), &y_t.zeros_like()))
-            }
-            None => (after, y_t),
+        let y_t = (&window * &taps).sum_dim_intlist([1i64].as_slice(), false, kind);
+        let y_t = match &bias {
+            Some(bias) => y_t + bias,
+            None => y_t,
         };
-        ys.push(y_t);
+        let y_t = if args.silu { y_t.silu() } else { y_t };
+        let after = window.narrow(1, 1, history_len);
+        if let Some(lengths) = args.lengths {
+            let valid = lengths.gt(t);
+            ys.push(y_t.where_self(&valid.reshape([batch, 1]), &y_t.zeros_like()));
+            history = after.where_self(&valid.reshape([batch, 1, 1]), &history);
+        } else {
+            ys.push(y_t);
+            history = after;
+        }
     }
     let y = if ys.is_empty() { x } else { Tensor::stack(&ys, 1) };
     (y.to_kind(args.x.kind()), history.to_kind(args.tail.kind()))

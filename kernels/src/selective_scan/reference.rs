@@ -37,21 +37,22 @@ pub(super) fn selective_scan(args: &SelectiveScan<'_>) -> (Tensor, Tensor) {
         let decay = (delta_t.unsqueeze(-1) * &a).exp();
         let after = decay * before + (&delta_t * &u_t).unsqueeze(-1) * b_t.unsqueeze(1);
         // y_t = (C_t h_t + D u_t) silu(z_t)
-        let mut y_t = (&after * c_t.unsqueeze(1)).sum_dim_intlist([-1i64].as_slice(), false, kind);
-        if let Some(d) = &d {
-            y_t = y_t + d * u_t;
-        }
-        if let Some(z) = &z {
-            y_t = y_t * z.select(1, t).silu();
-        }
-        (h, y_t) = match args.valid {
-            Some(valid) => (
-                after.where_self(&per_row(valid, t, 3), &h),
-                y_t.where_self(&per_row(valid, t, 2), &y_t.zeros_like()),
-            ),
-            None => (after, y_t),
+        let y_t = (&after * c_t.unsqueeze(1)).sum_dim_intlist([-1i64].as_slice(), false, kind);
+        let y_t = match &d {
+            Some(d) => y_t + d * u_t,
+            None => y_t,
         };
-        ys.push(y_t);
+        let y_t = match &z {
+            Some(z) => y_t * z.select(1, t).silu(),
+            None => y_t,
+        };
+        if let Some(valid) = args.valid {
+            ys.push(y_t.where_self(&per_row(valid, t, 2), &y_t.zeros_like()));
+            h = after.where_self(&per_row(valid, t, 3), &h);
+        } else {
+            ys.push(y_t);
+            h = after;
+        }
     }
     let y = if ys.is_empty() { u } else { Tensor::stack(&ys, 1) };
     (y.to_kind(args.u.kind()), h.to_kind(args.initial_state.kind()))

@@ -1,7 +1,7 @@
 //! What the tests of all operations share: reproducible noise, distances, and an operation's outputs with its
 //! gradients.
 
-#![allow(dead_code)] // each test binary uses a part
+#![allow(dead_code, clippy::unwrap_used)] // each test binary uses a part
 
 use tch::{Device, Kind, Tensor};
 use torch_bridge::autograd::{GradOptions, grad};
@@ -58,12 +58,11 @@ pub struct Outcome {
     pub values: Vec<Tensor>,
 }
 
+/// An operation of which everything but the differentiable inputs is fixed.
+pub type Operation<'a> = &'a dyn Fn(&[Tensor]) -> torch_bridge::Result<(Tensor, Tensor)>;
+
 /// Runs `operation` on `inputs` (as leaves of `kind`) and differentiates.
-pub fn outcome(
-    inputs: &[(&'static str, Tensor)],
-    kind: Kind,
-    operation: &dyn Fn(&[Tensor]) -> torch_bridge::Result<(Tensor, Tensor)>,
-) -> Outcome {
+pub fn outcome(inputs: &[(&'static str, Tensor)], kind: Kind, operation: Operation<'_>) -> Outcome {
     let leaves: Vec<Tensor> =
         inputs.iter().map(|(_, x)| x.to_kind(kind).detach().set_requires_grad(true)).collect();
     let (y, state) = operation(&leaves).unwrap();
@@ -79,6 +78,23 @@ pub fn outcome(
         values.push(grad.unwrap_or_else(|| leaf.zeros_like()));
     }
     Outcome { names, values: values.iter().map(|x| x.detach().to_kind(Kind::Double)).collect() }
+}
+
+/// Gradients of the sum of the squares of the gradients of `outcome`, by input.
+pub fn second_outcome(inputs: &[(&'static str, Tensor)], operation: Operation<'_>) -> Outcome {
+    let leaves: Vec<Tensor> = inputs.iter().map(|(_, x)| x.detach().set_requires_grad(true)).collect();
+    let (y, state) = operation(&leaves).unwrap();
+    let mut noise = Noise(99);
+    let weights = [&y, &state].map(|x| Some(noise.tensor(&x.size())));
+    let options = GradOptions { create_graph: true, allow_unused: true, ..GradOptions::default() };
+    let first = grad(&[y, state], Some(&weights), &leaves, options).unwrap();
+    let squares: Tensor = first.iter().flatten().map(|x| x.square().sum(Kind::Double)).sum();
+    let second = grad(&[squares], None, &leaves, options).unwrap();
+    let values = leaves.iter().zip(second).map(|(leaf, x)| x.unwrap_or_else(|| leaf.zeros_like()).detach());
+    Outcome {
+        names: inputs.iter().map(|(name, _)| format!("second d{name}")).collect(),
+        values: values.collect(),
+    }
 }
 
 /// `rms(x - y) / rms(y)`; the absolute rms where `y` is zero, 0 for empty tensors.
@@ -127,10 +143,7 @@ impl Outcome {
 }
 
 /// Compares `outcome` of `operation` in f64 with central differences.
-pub fn gradcheck(
-    inputs: &[(&'static str, Tensor)],
-    operation: &dyn Fn(&[Tensor]) -> torch_bridge::Result<(Tensor, Tensor)>,
-) {
+pub fn gradcheck(inputs: &[(&'static str, Tensor)], operation: Operation<'_>) {
     let analytic = outcome(inputs, Kind::Double, operation);
     let value = |inputs: &[Tensor]| {
         let (y, state) = operation(inputs).unwrap();

@@ -68,21 +68,21 @@ pub(super) fn gradients<F: Float, const L: usize>(
 
     // Taps and bias are summed over all tiles, the resets' histories over the tiles of a row.
     let mut sums = vec![F::ZERO; (width + 1) * d];
-    add_up(&mut sums, parts.chunks_exact(rows_per_tile * d));
+    add_up(&mut sums, &parts.chunks_exact(rows_per_tile * d));
     let bias = sums.split_off(width * d);
     let mut reset_tail = Vec::new();
     if problem.reset_tail.is_some() {
         reset_tail = vec![F::ZERO; problem.batch * history * d];
         let by_row = parts.chunks_exact(problem.tiles() * rows_per_tile * d);
         for (sum, parts) in reset_tail.chunks_exact_mut((history * d).max(1)).zip(by_row) {
-            add_up(sum, parts.chunks_exact(rows_per_tile * d).map(|part| &part[(width + 1) * d..]));
+            add_up(sum, &parts.chunks_exact(rows_per_tile * d).map(|part| &part[(width + 1) * d..]));
         }
     }
     Shared { taps: sums, bias, tail, reset_tail }
 }
 
 /// Adds the first `sum.len()` values of each part to `sum`, part by part.
-fn add_up<'a, F: Float>(sum: &mut [F], parts: impl Iterator<Item = &'a [F]> + Clone + Send + Sync) {
+fn add_up<'a, F: Float>(sum: &mut [F], parts: &(impl Iterator<Item = &'a [F]> + Clone + Sync)) {
     let steps = sum.len() * parts.clone().count();
     let items = sum.chunks_mut(COLUMNS).enumerate().collect();
     parallel::each(

@@ -14,8 +14,9 @@ use torch_bridge::{Error, Result};
 
 use self::backward::Upstream;
 use self::problem::Problem;
-use super::CausalConv1d;
+use super::{CausalConv1d, reference};
 use crate::operands::compute_kind;
+use crate::second;
 use crate::simd::Float;
 
 const LANES_F32: usize = 16;
@@ -44,6 +45,7 @@ pub(super) fn causal_conv1d(args: &CausalConv1d<'_>) -> Result<(Tensor, Tensor)>
 
 /// Which of the optional operands follow the others in the list of inputs, in this order.
 #[derive(Clone, Copy)]
+#[allow(clippy::struct_excessive_bools)] // one per operand
 struct Given {
     silu: bool,
     bias: bool,
@@ -54,7 +56,7 @@ struct Given {
 
 impl Given {
     /// The operands again, from the list of inputs.
-    fn operands<'a>(&self, inputs: &'a [Tensor]) -> Result<CausalConv1d<'a>> {
+    fn operands(self, inputs: &[Tensor]) -> Result<CausalConv1d<'_>> {
         let [x, weight, tail, rest @ ..] = inputs else {
             return Err(Error::other("causal_conv1d: operands are missing"));
         };
@@ -83,7 +85,9 @@ impl Function for Convolution {
     fn forward(&mut self, saved: &mut Saved, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
         let args = self.given.operands(inputs)?;
         if saved.needs_any_grad() {
-            inputs.iter().for_each(|input| saved.save(input));
+            for input in inputs {
+                saved.save(input);
+            }
         }
         if self.kind == Kind::Double {
             forward::<f64, LANES_F64>(&args)
@@ -94,6 +98,9 @@ impl Function for Convolution {
 
     fn backward(&mut self, saved: &[Tensor], grads: &[Option<Tensor>]) -> Result<Vec<Option<Tensor>>> {
         let args = self.given.operands(saved)?;
+        if let Some(gradients) = second::differentiable(saved, grads, || reference::causal_conv1d(&args)) {
+            return gradients;
+        }
         let [y, tail] = [0, 1].map(|index| grads.get(index).and_then(Option::as_ref).map(Tensor::contiguous));
         let upstream = [y.as_ref(), tail.as_ref()];
         if self.kind == Kind::Double {

@@ -42,6 +42,7 @@ pub(super) struct TokenGrads<'a, F> {
 }
 
 /// Fills `to` and returns the gradients that are not per token.
+#[allow(clippy::needless_pass_by_value)] // what is written through is given away
 pub(super) fn gradients<F: Float, const L: usize>(
     problem: &Problem<'_, F>,
     upstream: Upstream<'_, F>,

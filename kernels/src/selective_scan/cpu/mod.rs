@@ -18,8 +18,9 @@ use torch_bridge::{Error, Result};
 
 use self::backward::{TokenGrads, Upstream};
 use self::problem::Problem;
-use super::SelectiveScan;
+use super::{SelectiveScan, reference};
 use crate::operands::compute_kind;
+use crate::second;
 use crate::simd::Float;
 
 /// Lanes of a block: one AVX-512 register, two of AVX2.
@@ -46,6 +47,7 @@ fn two(outputs: Vec<Tensor>) -> Result<[Tensor; 2]> {
 
 /// Which of the optional operands follow the others in the list of inputs, in this order.
 #[derive(Clone, Copy)]
+#[allow(clippy::struct_excessive_bools)] // one per operand
 struct Given {
     delta_softplus: bool,
     delta_bias: bool,
@@ -70,7 +72,7 @@ impl Given {
     }
 
     /// The operands again, from a list that starts with the inputs.
-    fn operands<'a>(&self, inputs: &'a [Tensor]) -> Result<SelectiveScan<'a>> {
+    fn operands(self, inputs: &[Tensor]) -> Result<SelectiveScan<'_>> {
         let [u, delta, a, b, c, initial_state, rest @ ..] = inputs else {
             return Err(Error::other("selective_scan: operands are missing"));
         };
@@ -111,7 +113,9 @@ impl Function for Scan {
         };
         if keep {
             saved.save(&checkpoints);
-            inputs.iter().for_each(|input| saved.save(input));
+            for input in inputs {
+                saved.save(input);
+            }
         }
         Ok(outputs)
     }
@@ -121,6 +125,9 @@ impl Function for Scan {
             return Err(Error::other("selective_scan: nothing was saved"));
         };
         let args = self.given.operands(inputs)?;
+        if let Some(gradients) = second::differentiable(inputs, grads, || reference::selective_scan(&args)) {
+            return gradients;
+        }
         let [y, last] = [0, 1].map(|index| grads.get(index).and_then(Option::as_ref).map(Tensor::contiguous));
         let upstream = [y.as_ref(), last.as_ref()];
         if self.kind == Kind::Double {
