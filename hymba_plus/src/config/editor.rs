@@ -101,7 +101,13 @@ fn point(schema: &mut Value, name: &str) {
     match schema {
         Value::Object(object) => {
             if let Some(Value::String(slot)) = object.remove("x-slot") {
-                object.insert("$ref".into(), Value::from(format!("#/$defs/{slot}")));
+                let null = object
+                    .remove("type")
+                    .is_some_and(|types| types.as_array().is_some_and(|list| list.contains(&json!("null"))));
+                let mut branches = vec![json!({ "$ref": format!("#/$defs/{slot}") })];
+                branches.extend(null.then(|| json!({ "type": "null" })));
+                object.insert("anyOf".into(), Value::Array(branches));
+                return;
             } else if let Some(Value::String(target)) = object.get_mut("$ref") {
                 *target = match target.strip_prefix("#/$defs/") {
                     Some(inner) => format!("#/$defs/{name}.{inner}"),

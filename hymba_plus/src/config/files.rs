@@ -118,7 +118,7 @@ impl<'a> Files<'a> {
     /// Every file says in which version of the recipe language it is written.
     fn version(&mut self, source: &Arc<Source>, map: &Map) {
         let rule = format!(
-            "a recipe says in which version of the recipe language it is written; this one reads {SCHEMA}"
+            "a recipe says in which version of the recipe language it is written; this program reads version {SCHEMA}"
         );
         let problem = match map.entry("schema") {
             None if !self.complete => return,
@@ -134,7 +134,7 @@ impl<'a> Files<'a> {
                     &entry.value.span,
                     format!("schema {version} is newer than this program"),
                 )
-                .help("update hymba, or write the recipe for the version that this one reads"),
+                .help("update hymba, or write the recipe for the version that this program reads"),
                 _ => {
                     let message = format!("`{}` is no version of the recipe language", entry.value.brief());
                     Diagnostic::new("schema-version", &entry.value.span, message)

@@ -75,10 +75,13 @@ pub(super) fn normal(path: &Path) -> PathBuf {
     if normal.as_os_str().is_empty() { PathBuf::from(".") } else { normal }
 }
 
-/// How `path` is reached from `folder`; both absolute and normal.
+/// How `path` is reached from `folder`; both absolute and normal. Where they share nothing but the root, that is the path
+/// itself: the way from one to the other would say more of this machine than of the recipe.
 pub(super) fn relative(path: &Path, folder: &Path) -> PathBuf {
     let shared = path.components().zip(folder.components()).take_while(|(a, b)| a == b).count();
-    if shared == 0 {
+    let is_root =
+        |part: Option<Component<'_>>| matches!(part, Some(Component::RootDir | Component::Prefix(_)) | None);
+    if is_root(path.components().nth(shared.saturating_sub(1))) && folder.components().count() > shared {
         return path.to_owned();
     }
     let up = folder.components().skip(shared).map(|_| Component::ParentDir);
@@ -116,7 +119,8 @@ mod tests {
             ("/a/b/c", "/a/b", "c"),
             ("/a/x/c", "/a/b", "../x/c"),
             ("/a", "/a", "."),
-            ("/q/w", "/a/b", "../../q/w"),
+            ("/q/w", "/a/b", "/q/w"),
+            ("/a/b", "/", "a/b"),
         ] {
             assert_eq!(
                 relative(Path::new(path), Path::new(folder)),

@@ -172,7 +172,8 @@ impl Recipe {
             inner => format!("{section}.{inner}"),
         };
         let message = normalise::plain_words(&error.message);
-        Finding { path, message, rule: String::new(), help: None }
+        let rule = self.explain(&path).map(|known| known.rule).unwrap_or_default();
+        Finding { path, message, rule, help: None }
     }
 
     /// What to mark for a key: its value, or what stands for it, and words if that is not the key itself.
@@ -181,7 +182,8 @@ impl Recipe {
         for length in (1..=steps.len()).rev() {
             let Some((node, key)) = self.tree.find(&steps[..length]) else { continue };
             let nested = matches!(node.yaml, Yaml::Map(_) | Yaml::List(_));
-            let span = if nested || node.span.text().is_empty() { key } else { &node.span };
+            let long = nested && node.span.text().contains('\n');
+            let span = if long || node.span.text().is_empty() { key } else { &node.span };
             let missing = steps
                 .get(length)
                 .map(|step| format!("`{}` is not written here: it has its default", step.key()));

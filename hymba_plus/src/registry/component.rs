@@ -82,7 +82,9 @@ impl<'de, S: Slot> Deserialize<'de> for Component<S> {
                 Some(other) => Err(D::Error::custom(format!("`kind` must be a name, not {other}"))),
                 None => Err(D::Error::missing_field("kind")),
             },
-            other => Err(D::Error::custom(format!("expected a {} (a mapping with `kind`), got {other}", S::NAME))),
+            other => {
+                Err(D::Error::custom(format!("expected a {} (a mapping with `kind`), got {other}", S::NAME)))
+            }
         }
     }
 }
@@ -97,6 +99,6 @@ impl<S: Slot> JsonSchema for Component<S> {
     }
 
     fn json_schema(_generator: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "x-slot": S::NAME })
+        json_schema!({ "type": ["string", "object"], "x-slot": S::NAME })
     }
 }

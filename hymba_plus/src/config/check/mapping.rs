@@ -6,8 +6,11 @@ use super::{At, Checker, nearest};
 use crate::config::{
     Diagnostic, Span,
     schema::{self, Others, Schema},
-    yaml::{Entry, Map, Node},
+    yaml::{Entry, Map, Node, Yaml},
 };
+
+/// Code of the problem that a key is missing.
+const MISSING: &str = "missing-key";
 
 /// A mapping that was seen, and the keys that it takes.
 #[derive(Debug)]
@@ -42,6 +45,11 @@ impl Unknown {
     pub fn section(key: &str, at: &At<'_>, keys: Vec<&'static str>) -> Self {
         let (path, span) = (at.path.clone(), at.key.clone());
         Self { key: key.to_owned(), path, parent: String::new(), span, owner: Owner::Recipe, keys }
+    }
+
+    /// The path of another key of the same mapping.
+    fn path_of(&self, key: &str) -> String {
+        if self.parent.is_empty() { key.to_owned() } else { format!("{}.{key}", self.parent) }
     }
 }
 
@@ -87,6 +95,12 @@ impl Checker<'_> {
                 self.missing(key, node, schema, at, owner);
             }
         }
+        // Parts that are not written out could still be where a misplaced key belongs.
+        for key in keys.iter().filter(|key| !object.contains_key(**key)) {
+            let inner = schema.property(key).map(Schema::alternatives).unwrap_or_default();
+            let keys = inner.into_iter().find(|one| one.get("properties").is_some()).map(Schema::keys);
+            self.visited.extend(keys.map(|keys| Visited { path: at.key(key, at.key).path, keys }));
+        }
         self.visited.push(Visited { path: at.path.clone(), keys });
         object
     }
@@ -97,15 +111,20 @@ impl Checker<'_> {
             _ => at.name().to_owned(),
         };
         // The key of the mapping, where it has one; an item of a list has only itself.
-        let place = if at.path.ends_with(']') { &node.span } else { super::text::place(at) };
-        let problem = Diagnostic::new("missing-key", place, format!("`{who}` has no `{key}`"))
+        let place = if at.path.ends_with(']') { &node.span } else { at.key };
+        let problem = Diagnostic::new(MISSING, place, format!("`{who}` has no `{key}`"))
             .label(format!("`{key}` is missing here"))
             .rule(
                 schema
                     .property(key)
                     .map_or_else(|| format!("`{key}` is required"), |one| super::text::rule_of(key, one)),
             )
-            .help(format!("add `{key}: ...` below it; it has no default"));
+            .help(match (&node.yaml, owner) {
+                (Yaml::Text(_), Owner::Component { kind, .. }) => {
+                    format!("write it out: `{{kind: {kind}, {key}: ...}}`")
+                }
+                _ => format!("add `{key}: ...`; it has no default"),
+            });
         let path = if at.path.is_empty() { key.to_owned() } else { format!("{}.{key}", at.path) };
         self.problems.push(problem.at(path));
     }
@@ -113,6 +132,11 @@ impl Checker<'_> {
     /// Says of each key that does not belong what was probably meant, now that every mapping has been seen.
     pub(super) fn resolve_unknown(&mut self) {
         for unknown in std::mem::take(&mut self.unknown) {
+            if let Some(near) = nearest::nearest(&unknown.key, unknown.keys.iter().copied()) {
+                // A key that is there, only misspelt, is not missing too.
+                let path = unknown.path_of(near);
+                self.problems.retain(|problem| problem.code != MISSING || problem.path != path);
+            }
             let problem = self.unknown(&unknown);
             self.problems.push(problem);
         }
@@ -138,10 +162,10 @@ impl Checker<'_> {
         let elsewhere = self.elsewhere(unknown);
         let (mut message, mut label, mut help) =
             (format!("unknown key `{key}`"), String::new(), String::new());
-        if let (Owner::Component { slot, kind }, Some(other)) = (owner, other_kind(unknown)) {
+        if let (Owner::Component { kind, .. }, Some(other)) = (owner, other_kind(unknown)) {
             message = format!("`{key}` belongs to `{other}`, not to `{kind}`");
             label = format!("not a key of `{kind}`");
-            help = format!("remove it, or choose the other {slot} by `kind: {other}`");
+            help = format!("remove it, or choose `kind: {other}`");
             if let Some(near) = near {
                 help.push_str(&format!(", or did you mean `{near}`?"));
             }
@@ -159,7 +183,11 @@ impl Checker<'_> {
             help = "remove it; a section of a plugin exists only in a program that its crate is linked into"
                 .into();
         } else {
-            help.push_str("remove it, or look at `hymba config explain` for what the keys mean");
+            help.push_str(if unknown.keys.is_empty() {
+                "remove it"
+            } else {
+                "remove it, or write one of these keys"
+            });
         }
         Diagnostic::new("unknown-key", &unknown.span, message)
             .at(&unknown.path)
@@ -176,7 +204,6 @@ impl Checker<'_> {
         let shared =
             |path: &str| path.bytes().zip(unknown.parent.bytes()).take_while(|(a, b)| a == b).count();
         let best = self.visited.iter().filter(takes).max_by_key(|visited| shared(&visited.path))?;
-        // Two levels share only their names when both are components in lists; that says nothing.
         Some(best.path.as_str())
     }
 }

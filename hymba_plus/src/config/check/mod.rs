@@ -141,6 +141,11 @@ impl Attempt {
 fn expected(schema: Schema) -> String {
     let mut words: Vec<String> = schema.alternatives().into_iter().flat_map(expected_one).collect();
     words.dedup();
+    if words.len() > 1
+        && let Some(word) = words.iter_mut().find(|word| *word == "true or false")
+    {
+        "true, false".clone_into(word);
+    }
     let last = words.pop().unwrap_or_else(|| "another value".into());
     if words.is_empty() { last } else { format!("{} or {last}", words.join(", ")) }
 }

@@ -14,7 +14,8 @@ pub(in crate::config) fn nearest<'a>(
         .into_iter()
         .map(|candidate| (cost(&wanted, &plain(candidate)), candidate))
         .min_by_key(|one| one.0)?;
-    (best.0 <= allowed(wanted.chars().count())).then_some(best.1)
+    (best.0 <= allowed(wanted.chars().count()).max(usize::from(wanted.len() == 2 && best.1.contains('_'))))
+        .then_some(best.1)
 }
 
 /// Edits between two words; a word that only begins or ends the other counts as one.
@@ -24,7 +25,13 @@ fn cost(wanted: &str, candidate: &str) -> usize {
         if wanted.len() < candidate.len() { (wanted, candidate) } else { (candidate, wanted) };
     let part = short.len() >= 3 && long.split('_').any(|part| part == short);
     let squeezed = |word: &str| word.replace('_', "");
-    if squeezed(wanted) == squeezed(candidate) || part || (short.len() >= 4 && long.starts_with(short)) {
+    let initials = |word: &str| word.split('_').filter_map(|part| part.chars().next()).collect::<String>();
+    let initial = short.len() >= 2 && initials(long) == short; // `learning_rate` for `lr`
+    if squeezed(wanted) == squeezed(candidate)
+        || part
+        || initial
+        || (short.len() >= 3 && long.starts_with(short))
+    {
         edits.min(1)
     } else {
         edits
@@ -80,6 +87,8 @@ mod tests {
             ("xx", None),
             ("dropout", None),
             ("state", Some("d_state")),
+            ("rot", Some("rotary")),
+            ("hd", Some("head_dim")),
         ] {
             assert_eq!(nearest(word, keys), expected, "{word}");
         }

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::{At, Checker, Schema, expected, nearest};
 use crate::config::{
-    Diagnostic, Origin, Span,
+    Diagnostic, Origin,
     path::{normal, portable, relative},
     yaml::Node,
 };
@@ -40,7 +40,7 @@ impl Checker<'_> {
 
     pub(super) fn text(&mut self, text: &str, node: &Node, schema: Schema, at: &At<'_>) -> Value {
         if schema.has("x-identifier") && !is_identifier(text) {
-            let message = format!("`{}` is no {}", node.brief(), at.name());
+            let message = format!("`{}` cannot be the {}", node.brief(), at.name());
             let problem =
                 Diagnostic::new("bad-value", &node.span, message).label("not a name for files and folders");
             let help = format!("write `{}`", identifier(text));
@@ -56,7 +56,7 @@ impl Checker<'_> {
                 format!("`{}` is too short", at.name())
             };
             let problem = Diagnostic::new("length", &node.span, message)
-                .label(format!("expected {}", expected(schema)));
+                .label(format!("expected {} that is not empty", expected(schema)));
             return self.report(at, problem.rule(rule(at, schema)).help("write a value, or remove the key"));
         }
         if let Some(most) = length("maxLength").filter(|most| count > *most) {
@@ -79,15 +79,15 @@ impl Checker<'_> {
         if schema.has("x-exists") && !absolute.exists() {
             let message = format!("there is no file {text}");
             let from = if written.is_absolute() {
-                String::new()
+                ""
             } else {
-                " from the folder of the file that names it".to_owned()
+                ", taken from the folder of the recipe file that says so"
             };
             let problem = Diagnostic::new("missing-file", &node.span, message).label("does not exist");
             let help = crate::config::files::beside_it(&absolute, text);
             return self.report(
                 at,
-                problem.rule(format!("`{}` names a file or folder{from}", at.name())).help(help),
+                problem.rule(format!("`{}` names a file or folder that exists{from}", at.name())).help(help),
             );
         }
         if written.is_absolute() {
@@ -142,9 +142,4 @@ pub(super) fn shown(value: &Value) -> String {
         },
         other => format!("`{other}`"),
     }
-}
-
-/// The span to mark when a key itself is meant.
-pub(super) fn place<'a>(at: &At<'a>) -> &'a Span {
-    at.key
 }

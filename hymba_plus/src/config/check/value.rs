@@ -69,7 +69,11 @@ impl Checker<'_> {
                 (least, most) => format!("{least} to {}", items(most)),
             };
             let message = format!("`{}` has {}", at.name(), items(list.len()));
-            let help = if list.len() < least { "add what is missing" } else { "remove what is too much" };
+            let help = if list.len() < least {
+                format!("add {} more", least - list.len())
+            } else {
+                format!("remove {}", list.len() - most)
+            };
             self.report(
                 at,
                 Diagnostic::new("length", &node.span, message)
@@ -100,7 +104,9 @@ impl Checker<'_> {
             Some(default) => {
                 format!("write a value, or remove the key: its default is {}", super::text::shown(default))
             }
-            None => "write a value after the `:`".to_owned(),
+            None => {
+                keys_below(&schema.alternatives()).unwrap_or_else(|| "write a value after the `:`".to_owned())
+            }
         };
         let problem =
             Diagnostic::new("no-value", &node.span, message).label(format!("expected {}", expected(schema)));
@@ -176,6 +182,7 @@ fn remedy(node: &Node, schema: Schema) -> Option<String> {
     let (number, text) = (wants("integer") || wants("number"), wants("string"));
     Some(match &node.yaml {
         Yaml::Text(word) if wants("boolean") => match word.to_lowercase().as_str() {
+            "true" | "false" if node.quoted => format!("remove the quotes: {}", word.to_lowercase()),
             "yes" | "on" | "y" | "true" => "write `true`: YAML 1.2 has only `true` and `false`".into(),
             "no" | "off" | "n" | "false" => "write `false`: YAML 1.2 has only `true` and `false`".into(),
             _ => "write `true` or `false`".into(),
@@ -202,15 +209,22 @@ fn remedy(node: &Node, schema: Schema) -> Option<String> {
         Yaml::List(_) if !alternatives.iter().any(|one| one.slot().is_some()) => {
             "write a single value".into()
         }
-        _ if alternatives.iter().any(|one| is_a(*one, "object")) => {
-            let keys: Vec<_> = alternatives.iter().flat_map(|one| one.keys()).collect();
-            if keys.is_empty() {
-                "write `key: value` lines below it".into()
-            } else {
-                format!("its keys go below it, indented: {}", super::nearest::list(keys))
-            }
+        _ => {
+            let slot = alternatives.iter().find_map(|one| one.slot()).map(super::component::kinds);
+            let choices = alternatives.iter().find_map(|one| one.choices());
+            let names = choices.map(|names| super::nearest::list(names.iter().map(|(name, _)| *name)));
+            let named = names.map(|names| format!("write one of: {names}"));
+            return slot.or_else(|| keys_below(&alternatives)).or(named);
         }
-        _ => return None,
+    })
+}
+
+/// Where the keys of a mapping go, if one is wanted.
+fn keys_below(alternatives: &[Schema]) -> Option<String> {
+    let mapping = alternatives.iter().find(|one| is_a(**one, "object"))?;
+    Some(match mapping.keys().as_slice() {
+        [] => "write `key: value` lines below it, indented".into(),
+        keys => format!("its keys go below it, indented: {}", super::nearest::list(keys.iter().copied())),
     })
 }
 

@@ -185,10 +185,7 @@ impl Place<'_> {
                     self.content(),
                     "nested keys stand below a key without a value of its own",
                 )
-                .help(format!(
-                    "indent it by {}, or remove the value of `{key}`",
-                    spaces(indent(self.previous))
-                ));
+                .help(format!("indent it like `{key}`, or remove the value of `{key}`"));
         }
         if !self.previous.contains(':') && !self.previous.trim_start().starts_with('-') {
             let word = self.previous.trim();
@@ -264,18 +261,17 @@ impl Place<'_> {
             }
         }
         open.sort_unstable();
-        let levels: Vec<String> = open.iter().map(ToString::to_string).collect();
+        let levels = open.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         let nearest = open.iter().min_by_key(|level| level.abs_diff(here)).copied().unwrap_or(0);
         self.syntax(
-            format!("this line is indented by {}, and no open mapping above is", spaces(here)),
+            format!("this line is indented by {}; no mapping above it is", spaces(here)),
             self.content(),
             "the keys of one mapping are indented alike",
         )
-        .help(format!(
-            "indent it by {} (the lines above have {})",
-            spaces(nearest),
-            levels.join(", ")
-        ))
+        .help(match nearest {
+            0 => format!("move it to the left edge (the mappings above are indented by {levels})"),
+            _ => format!("indent it by {nearest} (the mappings above are indented by {levels})"),
+        })
     }
 }
 

@@ -114,6 +114,8 @@ struct Frame {
     anchor: usize,
     start: usize,
     end: usize,
+    /// Whether a key of it was refused.
+    refused: bool,
 }
 
 enum Items {
@@ -129,11 +131,21 @@ struct Builder<'a> {
     anchors: HashMap<usize, Node>,
     aliased: usize,
     root: Option<Node>,
+    /// Whether something was left out, so that what is missing may be missing for that reason alone.
+    broken: bool,
 }
 
 impl<'a> Builder<'a> {
     fn new(place: Place<'a>, problems: &'a mut Vec<Diagnostic>) -> Self {
-        Self { place, problems, stack: Vec::new(), anchors: HashMap::new(), aliased: 0, root: None }
+        Self {
+            place,
+            problems,
+            stack: Vec::new(),
+            anchors: HashMap::new(),
+            aliased: 0,
+            root: None,
+            broken: false,
+        }
     }
 
     fn run(mut self, text: &str) -> (Parsed, Option<Diagnostic>) {
@@ -161,10 +173,10 @@ impl<'a> Builder<'a> {
                 break;
             }
         }
-        let complete = error.is_none();
         while let Some(frame) = self.stack.pop() {
             self.close(frame);
         }
+        let complete = error.is_none() && !self.broken;
         (Parsed { root: self.root, complete }, error)
     }
 
@@ -195,7 +207,7 @@ impl<'a> Builder<'a> {
 
     fn event(&mut self, event: Event<'_>, marks: Marks) -> Result<(), Diagnostic> {
         let span = self.place.span(marks);
-        let open = |items, anchor| Frame { items, anchor, start: span.start, end: span.end };
+        let open = |items, anchor| Frame { items, anchor, start: span.start, end: span.end, refused: false };
         match event {
             Event::Scalar(text, style, anchor, tag) => {
                 self.refuse_tag(tag.as_deref(), &span);
@@ -253,6 +265,11 @@ impl<'a> Builder<'a> {
         let span = Span::new(self.place.source, frame.start, frame.end.max(frame.start));
         let yaml = match frame.items {
             Items::List(list) => Yaml::List(list),
+            // A mapping of which nothing is left but a refused key stands for no value at all.
+            Items::Map(map, _) if frame.refused && map.entries.is_empty() => {
+                self.broken = true;
+                return self.drop_waiting();
+            }
             Items::Map(map, _) => Yaml::Map(map),
         };
         self.anchored(frame.anchor, Node::new(yaml, &span));
@@ -265,9 +282,16 @@ impl<'a> Builder<'a> {
         self.add(node);
     }
 
+    /// Leaves out the value that the innermost open list or mapping waits for.
+    fn drop_waiting(&mut self) {
+        if let Some(Frame { items: Items::Map(_, waiting), .. }) = self.stack.last_mut() {
+            *waiting = None;
+        }
+    }
+
     /// Puts a finished value where it belongs: into the open list or mapping, as a key or a value, or at the root.
     fn add(&mut self, node: Node) {
-        let Some(Frame { items, end, .. }) = self.stack.last_mut() else {
+        let Some(Frame { items, end, refused, .. }) = self.stack.last_mut() else {
             self.root = Some(node);
             return;
         };
@@ -276,7 +300,11 @@ impl<'a> Builder<'a> {
         }
         match items {
             Items::List(list) => list.push(node),
-            Items::Map(_, waiting @ None) => *waiting = Some(key(node, self.problems)),
+            Items::Map(_, waiting @ None) => {
+                let key = key(node, self.problems);
+                *refused |= key.0.is_none();
+                *waiting = Some(key);
+            }
             Items::Map(map, waiting) => {
                 let Some((Some(key), key_span)) = waiting.take() else { return };
                 let mut value = node;

@@ -46,7 +46,9 @@ fn float(text: &str) -> Option<Yaml> {
     let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
     let written = digits(whole) && digits(fraction) && !(whole.is_empty() && fraction.is_empty());
     let scaled = exponent.is_none_or(|exponent| !exponent.is_empty() && digits(exponent));
-    (written && scaled).then(|| text.parse().ok().map(Yaml::Float)).flatten()
+    // One too large for any number is a word, as it is for other readers of YAML; writers leave it without quotes.
+    let number = || text.parse().ok().filter(|number: &f64| number.is_finite());
+    (written && scaled).then(number).flatten().map(Yaml::Float)
 }
 
 #[cfg(test)]
@@ -74,6 +76,7 @@ mod tests {
             (".", "Text(\".\")"),
             ("inf", "Text(\"inf\")"),
             ("1e", "Text(\"1e\")"),
+            ("1e999", "Text(\"1e999\")"),
             ("~", "Null"),
         ];
         for (text, expected) in cases {

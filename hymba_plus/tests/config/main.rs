@@ -1,0 +1,7 @@
+//! Recipes: error texts, layers, determinism, and random damage.
+
+mod determinism;
+mod golden;
+mod layers;
+mod mutation;
+mod support;
