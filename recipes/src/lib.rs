@@ -1,5 +1,17 @@
-//! Recipes at work: stages, registered components that run in order.
+//! Recipes at work: stages, registered components that run in order over one model.
 
+mod context;
+mod generate;
+mod language_model;
 pub mod model;
+mod pretrain;
+mod runner;
+mod saved_run;
 
+
+pub use generate::print_continuation;
+pub use language_model::{LanguageModel, validation_loss};
 pub use model::plan_model;
+pub use runner::run;
+pub use saved_run::SavedRun;
+pub use context::{RunError, Stage, StageContext, StageError, StagesSection, stage};
