@@ -157,7 +157,7 @@ fn run(root: &Path, recipe: &Path, args: &[OsString]) -> Result<()> {
         ));
     }
     setup::ensure(root, Wanted::default())?;
-    let binary = build(root)?;
+    let binary = build()?;
     // The runner that cargo uses too: one place knows how a binary finds libtorch.
     let mut hymba = std::process::Command::new(root.join(".cargo/with-libtorch.sh"));
     hymba.arg(&binary).arg("run").arg(recipe).args(args);
@@ -166,7 +166,7 @@ fn run(root: &Path, recipe: &Path, args: &[OsString]) -> Result<()> {
 }
 
 /// Builds the release binary with cargo's own progress shown; its path, wherever the target folder is.
-fn build(root: &Path) -> Result<PathBuf> {
+fn build() -> Result<PathBuf> {
     let mut command = workspace::cargo();
     command.args(["build", "--release", "-p", "hymba_cli", "--message-format", "json-render-diagnostics"]);
     let output =

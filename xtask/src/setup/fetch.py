@@ -38,7 +38,7 @@ def end_with_parent():
 def brief(reason):
     """The host and the cause out of the many words of an HTTP library."""
     host = re.search(r"host='([^']+)'", reason)
-    cause = re.sub(r"<[^>]*>: ", "", reason.split("Caused by ")[-1]).strip(" ()")
+    cause = re.sub(r"<[^>]*>: |\)$", "", reason.split("(Caused by ")[-1])
     return "{}: {}".format(host.group(1), cause) if host else cause
 
 
