@@ -169,8 +169,8 @@ fn run(root: &Path, recipe: &Path, args: &[OsString]) -> Result<()> {
 fn build() -> Result<PathBuf> {
     let mut command = workspace::cargo();
     command.args(["build", "--release", "-p", "hymba_cli", "--message-format", "json-render-diagnostics"]);
-    let output =
-        command.current_dir(root).stderr(Stdio::inherit()).output().doing(|| "start cargo".into())?;
+    // In the caller's folder: a relative CARGO_TARGET_DIR counts from there.
+    let output = command.stderr(Stdio::inherit()).output().doing(|| "start cargo".into())?;
     if !output.status.success() {
         return Err(Failure::Exit(workspace::exit_code(output.status)));
     }
