@@ -10,15 +10,12 @@
 //! over the groups, always in this order.
 
 use super::channel_grads::{ChannelGrads, lanes_per_block};
-use super::problem::{Problem, Run, TILE};
+use super::problem::{GROUP, Problem, Run, TILE};
 use crate::parallel::{self, Columns};
 use crate::simd::{self, Float, Isa, Kernel, Lanes};
 
 /// States that go through a tile together.
 const TOGETHER: usize = 4;
-
-/// Channels whose `dB` and `dC` are added before they are written.
-const GROUP: usize = 64;
 
 /// What the backward is given besides the operands.
 #[derive(Clone, Copy)]

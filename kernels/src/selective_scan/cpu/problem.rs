@@ -7,6 +7,10 @@ use crate::simd::{Float, Isa, Lanes};
 /// Tokens of a tile. The backward starts again from a state that the forward kept at the start of each.
 pub(super) const TILE: usize = 32;
 
+/// Channels that one thread takes through a tile before it goes on to the next; the backward adds up their `dB` and
+/// `dC` before it writes them.
+pub(super) const GROUP: usize = 64;
+
 /// The operands of one scan, all contiguous, as in [`SelectiveScan`](super::super::SelectiveScan).
 #[derive(Clone, Copy)]
 pub(super) struct Problem<'a, F> {
