@@ -21,6 +21,8 @@ pub struct TextData {
     pub train: Arc<TokenStream>,
     /// The validation split, possibly empty.
     pub validation: Arc<TokenStream>,
+    /// Bytes of the validation texts.
+    pub validation_bytes: usize,
     /// Files and tokenizer.
     pub fingerprint: Fingerprint,
 }
@@ -60,7 +62,8 @@ impl TextData {
         let train = Arc::new(TokenStream::encode(&corpus.train, &tokenizer)?);
         let validation = Arc::new(TokenStream::encode(&corpus.validation, &tokenizer)?);
         let fingerprint = Fingerprint::of_files(&corpus.files).with("tokenizer", tokenizer.hash());
-        Ok(Self { tokenizer, train, validation, fingerprint })
+        let validation_bytes = corpus.validation.iter().map(|document| document.text.len()).sum();
+        Ok(Self { tokenizer, train, validation, validation_bytes, fingerprint })
     }
 
     /// Shuffled windows of the training split.

@@ -14,6 +14,8 @@ mod manifest;
 mod state;
 mod store;
 mod tensors;
+#[cfg(test)]
+mod tests;
 mod write;
 
 pub use error::CheckpointError;

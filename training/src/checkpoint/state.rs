@@ -45,8 +45,8 @@ pub struct TrainingState {
     pub best_metric: String,
     /// Best evaluations, the best first.
     pub best: Vec<Best>,
-    /// The last evaluation, by name.
-    pub evaluation: Vec<(String, f64)>,
+    /// The last evaluation, by name; a value that is no finite number is `null`.
+    pub evaluation: Vec<(String, Option<f64>)>,
     /// Bytes of `metrics.jsonl` up to here.
     pub metrics_bytes: u64,
     /// The loop's settings, schedule and optimizer included, as the recipe gives them.

@@ -25,6 +25,8 @@ pub struct Batch {
     pub resets: Tensor,
     /// Targets that are not ignored.
     target_tokens: i64,
+    /// Whether a document starts after the first column.
+    has_resets: bool,
 }
 
 impl Batch {
@@ -41,18 +43,25 @@ impl Batch {
     ) -> Result<Self, DataError> {
         let shape = [-1, sequence_length as i64];
         let target_tokens = targets.iter().filter(|&&target| target != IGNORE_INDEX).count() as i64;
+        let has_resets = resets.chunks(sequence_length.max(1)).any(|row| row[1..].contains(&true));
         let place = |tensor: Tensor| tensor.f_view(shape)?.f_to_device(device);
         Ok(Self {
             tokens: place(Tensor::f_from_slice(tokens)?)?,
             targets: place(Tensor::f_from_slice(targets)?)?,
             resets: place(Tensor::f_from_slice(resets)?)?,
             target_tokens,
+            has_resets,
         })
     }
 
     /// Number of sequences.
     pub fn batch_size(&self) -> i64 {
         self.tokens.size()[0]
+    }
+
+    /// Whether a document starts inside a row; without that, `resets` says nothing that the initial state does not.
+    pub fn has_resets(&self) -> bool {
+        self.has_resets
     }
 
     /// Tokens per sequence.

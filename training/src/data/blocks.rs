@@ -166,7 +166,7 @@ mod tests {
         assert_eq!(rows(&batch.tokens)[1 - first], [0, 8, 9, 4]);
         assert_eq!(rows(&batch.targets)[1 - first], [8, 9, 4, 0]);
         assert_eq!(rows(&batch.resets)[1 - first], [0, 1, 0, 0]);
-        assert_eq!(batch.target_tokens, 8);
+        assert_eq!(crate::data::Weighted::target_tokens(&batch), 8);
     }
 
     #[test]

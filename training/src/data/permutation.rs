@@ -96,5 +96,5 @@ mod tests {
         assert_eq!(order, FIRST_ORDER);
     }
 
-    const FIRST_ORDER: [u64; 10] = [0; 10];
+    const FIRST_ORDER: [u64; 10] = [5, 3, 2, 4, 1, 0, 7, 9, 6, 8];
 }

@@ -100,3 +100,72 @@ fn nearest_file(path: &Path) -> Option<PathBuf> {
     let wanted = path.file_name()?.to_string_lossy();
     files::nearest(&wanted, names.iter().map(String::as_str)).map(|name| folder.join(name))
 }
+
+#[cfg(test)]
+mod tests {
+    use hymba_plus::registry::Component;
+    use serde_json::json;
+
+    use super::*;
+
+    fn load(folder: &Path, config: serde_json::Value) -> Result<Corpus, DataError> {
+        let component: Component<dataset> = serde_json::from_value(config).unwrap();
+        component.make().unwrap().load(&|path| folder.join(path.as_str()))
+    }
+
+    fn folder(files: &[(&str, &[u8])]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, bytes) in files {
+            let path = folder.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, bytes).unwrap();
+        }
+        folder
+    }
+
+    fn texts(documents: &[Document]) -> Vec<&str> {
+        documents.iter().map(|document| document.text.as_str()).collect()
+    }
+
+    #[test]
+    fn globs_are_sorted_and_a_file_is_read_once() {
+        let folder = folder(&[("b.txt", b"bb"), ("a.txt", b"aa"), ("deep/er/c.txt", b"cc"), ("d.md", b"dd")]);
+        let config = json!({ "kind": "text", "paths": ["a.txt", "**/*.txt"], "validation_fraction": 0.0 });
+        let corpus = load(folder.path(), config).unwrap();
+        assert_eq!(texts(&corpus.train), ["aa", "bb", "cc"]);
+        assert_eq!(corpus.files.len(), 3);
+        assert_eq!(corpus.files[0].size, 2);
+        let aa = "961b6dd3ede3cb8ecbaacbd68de040cd78eb2ed5889130cceb4c49268ea4d506";
+        assert_eq!(corpus.files[0].sha256, aa);
+    }
+
+    #[test]
+    fn a_separator_cuts_documents() {
+        let folder = folder(&[("a.txt", b"one\n---\ntwo\n---\n\n---\nthree\n---\n")]);
+        let config = json!({
+            "kind": "text", "paths": ["a.txt"], "document_separator": "\n---\n", "split": "documents",
+            "validation_fraction": 0.34,
+        });
+        let corpus = load(folder.path(), config).unwrap();
+        assert_eq!(texts(&corpus.train), ["one", "two"]);
+        assert_eq!(texts(&corpus.validation), ["three"]);
+    }
+
+    #[test]
+    fn what_is_wrong_with_the_files_is_said() {
+        let folder =
+            folder(&[("shakespeare.txt", b"x"), ("latin.txt", b"caf\nr\xe9sum"), ("empty.txt", b"")]);
+        for (paths, words) in [
+            (json!(["shakespere.txt"]), vec!["shakespere.txt` matches no file", "shakespeare.txt"]),
+            (json!(["*.csv"]), vec!["*.csv` matches no file"]),
+            (json!(["latin.txt"]), vec!["latin.txt is not UTF-8", "0xe9", "offset 5", "line 2"]),
+            (json!(["empty.txt"]), vec!["no text", "empty.txt"]),
+            (json!(["a[.txt"]), vec!["not a valid glob"]),
+            (json!([]), vec!["`paths` is empty"]),
+        ] {
+            let error =
+                load(folder.path(), json!({ "kind": "text", "paths": paths })).unwrap_err().to_string();
+            assert!(words.iter().all(|word| error.contains(word)), "{paths}: {error}");
+        }
+    }
+}

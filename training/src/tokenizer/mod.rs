@@ -9,6 +9,8 @@ mod error;
 mod file;
 mod special;
 mod stream;
+#[cfg(test)]
+mod tests;
 mod unigram;
 mod wrapper;
 

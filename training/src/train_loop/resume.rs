@@ -103,7 +103,8 @@ impl<'a, T: Task, L: Loader<Batch = T::Batch>> TrainLoop<'a, T, L> {
         self.tokens = state.tokens;
         self.elapsed_before = Duration::try_from_secs_f64(state.elapsed_seconds).unwrap_or_default();
         self.best.clone_from(&state.best);
-        self.evaluation.clone_from(&state.evaluation);
+        self.evaluation =
+            state.evaluation.iter().map(|(name, value)| (name.clone(), value.unwrap_or(f64::NAN))).collect();
         self.last_checkpoint = Some(checkpoint.path().to_owned());
         self.last_reading = (Instant::now(), state.tokens);
         if !self.run.is_stage_finished(self.stage)? {

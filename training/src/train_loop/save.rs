@@ -33,7 +33,7 @@ impl<T: Task, L: Loader<Batch = T::Batch>> TrainLoop<'_, T, L> {
             task: self.task.state(),
             best_metric: self.config.best_metric.clone(),
             best: self.best.clone(),
-            evaluation: self.evaluation.clone(),
+            evaluation: self.evaluation.iter().map(finite).collect(),
             metrics_bytes: self.run.metrics().length(),
             settings: serde_json::to_value(self.config).unwrap_or_default(),
             recipe_hash: self.run.recipe_hash().to_owned(),
@@ -49,6 +49,11 @@ impl<T: Task, L: Loader<Batch = T::Batch>> TrainLoop<'_, T, L> {
         self.last_checkpoint = Some(path);
         Ok(())
     }
+}
+
+/// JSON has no other numbers.
+fn finite((name, value): &(String, f64)) -> (String, Option<f64>) {
+    (name.clone(), value.is_finite().then_some(*value))
 }
 
 /// The parameters by name; they share storage with the task's.

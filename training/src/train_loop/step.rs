@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 use torch_bridge::{autograd, optim};
 
 use super::TrainLoop;
@@ -14,14 +14,22 @@ use crate::{
     telemetry::{MetricRecord, Reading},
 };
 
-/// The numbers of a step, still on its device.
+/// The numbers of a step.
 #[derive(Debug)]
 pub(super) struct Pending {
     step: u64,
     tokens: u64,
     lr: f64,
-    /// Loss per target and norm of the gradients, `Double [2]`.
-    numbers: Tensor,
+    numbers: Numbers,
+}
+
+/// Loss per target and norm of the gradients.
+#[derive(Debug)]
+enum Numbers {
+    /// Still on the device, `Double [2]`.
+    OnDevice(Tensor),
+    /// Read, and found to be finite.
+    Read { loss: f64, norm: f64 },
 }
 
 impl<T: Task, L: Loader<Batch = T::Batch>> TrainLoop<'_, T, L> {
@@ -40,7 +48,7 @@ impl<T: Task, L: Loader<Batch = T::Batch>> TrainLoop<'_, T, L> {
             step: self.step + 1,
             tokens: self.tokens,
             lr: self.lr * factor,
-            numbers,
+            numbers: Numbers::OnDevice(numbers),
         });
         if self.reads_are_free() {
             self.check_pending()?;
@@ -95,26 +103,22 @@ impl<T: Task, L: Loader<Batch = T::Batch>> TrainLoop<'_, T, L> {
         }
     }
 
-    /// Reads the numbers of all pending steps at once and refuses the first that is not finite.
+    /// Reads the numbers of all pending steps at once and refuses the first that is not finite. Only the numbers of the
+    /// newest step are kept.
     pub(super) fn check_pending(&mut self) -> Result<(), TrainError> {
-        let (Some(last), Some(_)) = (self.pending.last(), self.pending.iter().find(|p| !p.is_read())) else {
+        let unread: Vec<&Tensor> = self.pending.iter().filter_map(Pending::unread).collect();
+        if unread.is_empty() {
             return Ok(());
-        };
-        let last_step = last.step;
-        let read = || -> Result<Tensor, tch::TchError> {
-            let numbers: Vec<&Tensor> = self.pending.iter().map(|pending| &pending.numbers).collect();
-            Tensor::f_stack(&numbers, 0)?.f_to_device(tch::Device::Cpu)
-        };
-        let numbers = read().map_err(|error| self.torch_error()(error.into()))?;
-        for (row, pending) in (0..).zip(&mut self.pending) {
-            pending.numbers = numbers.get(row);
         }
-        for pending in &self.pending {
-            for (what, value) in [("loss", pending.loss()), ("grad_norm", pending.norm())] {
+        let read = || Vec::<Vec<f64>>::try_from(Tensor::f_stack(&unread, 0)?.f_to_device(Device::Cpu)?);
+        let rows = read().map_err(|error| self.torch_error()(error.into()))?;
+        let unread = self.pending.iter_mut().filter(|pending| pending.unread().is_some());
+        for (pending, row) in unread.zip(rows) {
+            for (what, value) in ["loss", "grad_norm"].into_iter().zip(&row) {
                 if !value.is_finite() {
                     return Err(TrainError::NotFinite {
                         what,
-                        value,
+                        value: *value,
                         step: pending.step,
                         stage: self.stage.to_owned(),
                         lr: pending.lr,
@@ -122,9 +126,9 @@ impl<T: Task, L: Loader<Batch = T::Batch>> TrainLoop<'_, T, L> {
                     });
                 }
             }
+            pending.numbers = Numbers::Read { loss: row[0], norm: row[1] };
         }
-        // Only the newest numbers are ever shown.
-        self.pending.retain(|pending| pending.step == last_step);
+        self.pending.drain(..self.pending.len() - 1);
         Ok(())
     }
 
@@ -132,20 +136,21 @@ impl<T: Task, L: Loader<Batch = T::Batch>> TrainLoop<'_, T, L> {
     pub(super) fn log(&mut self) -> Result<(), TrainError> {
         self.check_pending()?;
         let Some(pending) = self.pending.pop() else { return Ok(()) };
+        let Numbers::Read { loss, norm } = pending.numbers else { return Ok(()) };
         let (now, (then, tokens_then)) = (Instant::now(), self.last_reading);
         self.last_reading = (now, pending.tokens);
         let seconds = (now - then).as_secs_f64().max(1e-9);
         let speed = (pending.tokens - tokens_then) as f64 / seconds;
         let left = (self.config.steps - pending.step) as f64 * pending.tokens as f64 / pending.step as f64;
         let record = MetricRecord::new("train", self.stage, pending.step, pending.tokens)
-            .with("loss", pending.loss())
+            .with("loss", loss)
             .with("lr", pending.lr)
-            .with("grad_norm", pending.norm())
+            .with("grad_norm", norm)
             .with("tokens_per_second", speed)
             .with("elapsed_seconds", self.elapsed().as_secs_f64());
         self.progress.show(&Reading {
             step: pending.step,
-            loss: pending.loss(),
+            loss,
             lr: pending.lr,
             tokens_per_second: speed,
             eta: Duration::try_from_secs_f64(left / speed.max(1e-9)).unwrap_or(Duration::MAX),
@@ -164,17 +169,10 @@ impl<T: Task, L: Loader<Batch = T::Batch>> TrainLoop<'_, T, L> {
 }
 
 impl Pending {
-    fn is_read(&self) -> bool {
-        self.numbers.device() == tch::Device::Cpu
-    }
-
-    /// Loss per target; to be asked when the numbers were read.
-    fn loss(&self) -> f64 {
-        self.numbers.double_value(&[0])
-    }
-
-    /// Norm of the gradients; to be asked when the numbers were read.
-    fn norm(&self) -> f64 {
-        self.numbers.double_value(&[1])
+    fn unread(&self) -> Option<&Tensor> {
+        match &self.numbers {
+            Numbers::OnDevice(numbers) => Some(numbers),
+            Numbers::Read { .. } => None,
+        }
     }
 }
