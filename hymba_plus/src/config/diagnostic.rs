@@ -7,6 +7,9 @@ use serde_json::{Value, json};
 
 use super::{render, source::Span};
 
+/// Nobody reads more problems than these at once.
+const MOST_PROBLEMS: usize = 200;
+
 /// One problem of a recipe.
 #[derive(Debug, Clone)]
 pub struct Diagnostic {
@@ -114,6 +117,12 @@ impl Diagnostic {
         self.span.source.line(self.line())
     }
 
+    /// Files first, the recipe's own before others; then the order of the text.
+    fn order<'a>(&'a self, subject: &str) -> (u8, bool, &'a str, usize, &'a str) {
+        let source = &self.span.source;
+        (source.origin() as u8, source.name() != subject, source.name(), self.span.start, &self.message)
+    }
+
     /// The problem as JSON, for scripts.
     pub fn to_json(&self) -> Value {
         json!({
@@ -210,21 +219,19 @@ impl miette::Diagnostic for Related {
 pub struct Diagnostics {
     subject: String,
     list: Vec<Diagnostic>,
+    /// How many problems were left out.
+    more: usize,
 }
 
 impl Diagnostics {
     /// The problems of `subject` (a file's name), in the order of the text; repeated ones are dropped.
-    pub(super) fn of(subject: &str, problems: Vec<Diagnostic>) -> Self {
-        let mut list: Vec<Diagnostic> = Vec::with_capacity(problems.len());
-        for problem in problems {
-            if !list.iter().any(|seen| seen.span == problem.span && seen.message == problem.message) {
-                list.push(problem);
-            }
-        }
-        list.sort_by_key(|one| {
-            (one.span.source.origin() as u8, one.file() != subject, one.file().to_owned(), one.span.start)
-        });
-        Self { subject: subject.to_owned(), list }
+    pub(super) fn of(subject: &str, mut problems: Vec<Diagnostic>) -> Self {
+        problems.sort_by(|a, b| a.order(subject).cmp(&b.order(subject)));
+        // Equal ones are neighbours now: an alias that repeats a wrong value repeats its problems.
+        problems.dedup_by(|a, b| a.span == b.span && a.message == b.message);
+        let more = problems.len().saturating_sub(MOST_PROBLEMS);
+        problems.truncate(MOST_PROBLEMS);
+        Self { subject: subject.to_owned(), list: problems, more }
     }
 
     /// `Ok` when there is no problem.
@@ -234,7 +241,7 @@ impl Diagnostics {
 
     /// A single problem.
     pub fn one(problem: Diagnostic) -> Self {
-        Self { subject: problem.file().to_owned(), list: vec![problem] }
+        Self { subject: problem.file().to_owned(), list: vec![problem], more: 0 }
     }
 
     /// The problems, in the order of the text.
@@ -265,8 +272,10 @@ impl Diagnostics {
 
     /// The last line of the text: how many problems, and where.
     pub fn summary(&self) -> String {
-        let count = self.list.len();
-        format!("{count} problem{} in {}", if count == 1 { "" } else { "s" }, self.subject)
+        let count = self.list.len() + self.more;
+        let shown =
+            if self.more > 0 { format!(" (the first {MOST_PROBLEMS} are shown)") } else { String::new() };
+        format!("{count} problem{} in {}{shown}", if count == 1 { "" } else { "s" }, self.subject)
     }
 }
 

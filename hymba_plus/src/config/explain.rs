@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::{
     Diagnostic, Diagnostics, Location, Origin, Recipe, Source, Span,
-    check::{nearest, text::rule_of},
+    check::{component::kinds, nearest, text::rule_of},
     normalise::{fits, inside},
     schema::{self, Others, Schema},
     yaml::{Step, parse_path},
@@ -50,10 +50,10 @@ pub(super) fn explain(recipe: &Recipe, key: &str) -> Result<Explanation, Diagnos
             return Err(Diagnostics::one(problem.help("as in trainer.optimizer.lr or stages[0].steps")));
         }
     };
-    let (mut schema, mut value) = (None, Some(recipe.values()));
+    let (mut schema, mut value, mut above) = (None, Some(recipe.values()), None);
     for (index, (step, range)) in steps.iter().enumerate() {
         match next(schema, value, step) {
-            Ok((inner, found)) => (schema, value) = (inner, found),
+            Ok((inner, found)) => (above, schema, value) = (schema, inner, found),
             Err(keys) => {
                 let source = ask(key);
                 let above = if index == 0 {
@@ -78,6 +78,9 @@ pub(super) fn explain(recipe: &Recipe, key: &str) -> Result<Explanation, Diagnos
     }
     let steps: Vec<Step> = steps.into_iter().map(|(step, _)| step).collect();
     let name = steps.last().map(Step::key).unwrap_or_default();
+    // `kind` stands in no component's schema: the slot says what it takes.
+    let slots = above.into_iter().flat_map(Schema::alternatives).find_map(Schema::slot);
+    let slot = slots.filter(|_| name == "kind");
     let setting = |layer: &super::layers::Layer| {
         let (node, key) = layer.root.find(&steps)?;
         Some(Setting { layer: layer.name.clone(), location: key.location(), value: node.brief() })
@@ -88,7 +91,10 @@ pub(super) fn explain(recipe: &Recipe, key: &str) -> Result<Explanation, Diagnos
         layers: recipe.layers.iter().filter_map(setting).collect(),
         doc: schema.and_then(Schema::doc),
         default: schema.and_then(Schema::default).cloned(),
-        rule: schema.map(|schema| rule_of(&name, schema)).unwrap_or_default(),
+        rule: match slot {
+            Some(slot) => kinds(slot),
+            None => schema.map(|schema| rule_of(&name, schema)).unwrap_or_default(),
+        },
     })
 }
 

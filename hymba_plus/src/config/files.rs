@@ -49,7 +49,7 @@ impl<'a> Files<'a> {
     /// # Errors
     /// When there is no such file: nothing else can be said then.
     pub fn read_first(&mut self, path: &Path, shown: &str) -> Result<(Arc<Source>, Header), Diagnostics> {
-        let source = self.source(path, shown).map_err(|(what, help)| {
+        let source = Self::source(path, shown).map_err(|(what, help)| {
             let source = Source::new(shown, "", Path::new("."), Origin::CommandLine);
             Diagnostics::one(Diagnostic::new("missing-file", &Span::start_of(&source), what).help(help))
         })?;
@@ -197,7 +197,7 @@ impl<'a> Files<'a> {
         if self.done.contains(&path) {
             return; // already below: a file that is reached twice counts where it is reached first
         }
-        match self.source(&path, &shown) {
+        match Self::source(&path, &shown) {
             Ok(found) => {
                 self.done.push(path.clone());
                 self.read(&found, &path, None);
@@ -212,7 +212,7 @@ impl<'a> Files<'a> {
     }
 
     /// The text of a file, or why there is none and what would help.
-    pub fn source(&mut self, path: &Path, shown: &str) -> Result<Arc<Source>, (String, String)> {
+    pub fn source(path: &Path, shown: &str) -> Result<Arc<Source>, (String, String)> {
         if path.is_dir() {
             return Err((format!("{shown} is a folder"), "name a file in it".into()));
         }
@@ -249,15 +249,17 @@ pub(super) fn beside_it(path: &Path, shown: &str) -> String {
         entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
     names.retain(|name| !name.starts_with('.'));
     names.sort();
-    nearest::suggestion("the nearest file there is", &name, names.iter().map(String::as_str)).unwrap_or_else(
-        || match names.iter().filter(|name| name.ends_with(".yaml")).count() {
-            0 => "there is no .yaml file in that folder".to_owned(),
-            _ => format!(
-                "that folder has: {}",
-                nearest::list(names.iter().map(String::as_str).filter(|name| name.ends_with(".yaml")))
-            ),
-        },
-    )
+    let is_recipe =
+        |name: &&str| Path::new(name).extension().is_some_and(|end| end == "yaml" || end == "yml");
+    let names = || names.iter().map(String::as_str);
+    nearest::suggestion("the nearest file there is", &name, names()).unwrap_or_else(|| {
+        let recipes: Vec<&str> = names().filter(is_recipe).collect();
+        if recipes.is_empty() {
+            "there is no .yaml file in that folder".to_owned()
+        } else {
+            format!("that folder has: {}", nearest::list(recipes))
+        }
+    })
 }
 
 fn empty(source: &Arc<Source>) -> Diagnostic {

@@ -13,7 +13,7 @@ pub(super) fn choose(files: &mut Files<'_>, recipe_folder: &Path) {
             Ok(path) => read(files, section, name, &path),
             Err(problem) => {
                 files.complete = false;
-                files.problems.push(problem);
+                files.problems.push(*problem);
             }
         }
     }
@@ -23,7 +23,7 @@ fn read(files: &mut Files<'_>, section: &str, name: &str, path: &Path) {
     let shown = shown(path, &files.options.folder());
     let first = files.layers.len();
     files.done.clear(); // what the recipe extends may be extended again, below the choice
-    match files.source(path, &shown) {
+    match Files::source(path, &shown) {
         Ok(source) => {
             files.read(&source, path, Some(section));
             let new = files.layers.get(first..).unwrap_or_default();
@@ -62,7 +62,7 @@ fn find(
     name: &str,
     recipe_folder: &Path,
     options: &LoadOptions,
-) -> Result<PathBuf, Diagnostic> {
+) -> Result<PathBuf, Box<Diagnostic>> {
     let is_path = name.contains(['/', '\\'])
         || Path::new(name).extension().is_some_and(|end| end == "yaml" || end == "yml");
     if is_path {
@@ -79,7 +79,7 @@ fn find(
     names.sort();
     names.dedup();
     let problem = blame(section, name, format!("there is no {section} named `{name}`"));
-    Err(if folders.is_empty() {
+    let problem = if folders.is_empty() {
         problem.help(format!("no folder configs/{section}s/ was found above the recipe or above the current folder; name a file, or set HYMBA_CONFIGS_DIR"))
     } else if names.is_empty() {
         problem.help(format!("{} has no .yaml file", shown(&folders[0], &options.folder())))
@@ -91,7 +91,8 @@ fn find(
             nearest::list(names.iter().map(String::as_str))
         );
         problem.help(near.map_or(all.clone(), |near| format!("{near}\n{all}")))
-    })
+    };
+    Err(Box::new(problem))
 }
 
 fn blame(section: &str, name: &str, message: String) -> Diagnostic {

@@ -35,11 +35,17 @@ impl Stack {
         self.layers.push(layer);
     }
 
+    fn push_all(&mut self, layers: &mut Vec<Layer>) {
+        for layer in layers.drain(..) {
+            self.push(layer);
+        }
+    }
+
     fn push_overrides(&mut self, overrides: Vec<Override>, problems: &mut Vec<Diagnostic>) {
         for one in overrides {
             match one.over(&self.merged) {
                 Ok(layer) => self.push(layer),
-                Err(problem) => problems.push(problem),
+                Err(problem) => problems.push(*problem),
             }
         }
     }
@@ -77,10 +83,10 @@ fn assemble(
     let mut stack = Stack { layers: Vec::new(), merged: nothing };
     let mut problems = Vec::new();
 
-    std::mem::take(&mut files.layers).into_iter().for_each(|layer| stack.push(layer));
+    stack.push_all(&mut files.layers);
     stack.push_overrides(overrides::environment(files.options, &mut problems), &mut problems);
     groups::choose(&mut files, &own_folder);
-    std::mem::take(&mut files.layers).into_iter().for_each(|layer| stack.push(layer));
+    stack.push_all(&mut files.layers);
     stack.push_overrides(overrides::assignments(files.options, &mut problems), &mut problems);
     problems.append(&mut files.problems);
 

@@ -1,5 +1,7 @@
 //! From checked JSON to typed values and back: every default filled in, in every section and component.
 
+use std::fmt::Write as _;
+
 use serde_json::{Map as Object, Value};
 
 use super::schema::{self, Others, Schema};
@@ -68,7 +70,7 @@ pub(super) fn visit(
         Value::Array(list) => {
             for (index, item) in list.iter_mut().enumerate() {
                 if let Some(schema) = schema.item(index) {
-                    path.push_str(&format!("[{index}]"));
+                    let _ = write!(path, "[{index}]");
                     visit(item, schema, path, visitor)?;
                     path.truncate(length);
                 }
@@ -77,9 +79,10 @@ pub(super) fn visit(
         Value::Object(object) => {
             let Some(schema) = inside(object, schema) else { return Ok(()) };
             for (key, item) in object.iter_mut() {
-                let schema = match (schema.property(key), schema.others()) {
-                    (Some(schema), _) | (None, Others::Such(schema)) => schema,
-                    _ => continue,
+                let ((Some(schema), _) | (None, Others::Such(schema))) =
+                    (schema.property(key), schema.others())
+                else {
+                    continue;
                 };
                 if !path.is_empty() {
                     path.push('.');
@@ -116,13 +119,14 @@ pub(super) fn fits(value: &Value, schema: Schema) -> bool {
             (None, Some(choices)) => choices.iter().any(|(choice, _)| choice == text),
             (None, None) => is("string"),
         },
-        Value::Object(object) => match schema.slot() {
-            Some(_) => inside(object, schema).is_some(),
-            None => {
+        Value::Object(object) => {
+            if schema.slot().is_some() {
+                inside(object, schema).is_some()
+            } else {
                 let closed = matches!(schema.others(), Others::None);
                 is("object") && (!closed || object.keys().all(|key| schema.property(key).is_some()))
             }
-        },
+        }
         _ if schema.slot().is_some() => false,
         Value::Bool(_) => is("boolean"),
         Value::Number(number) => is("number") || (is("integer") && !number.is_f64()),

@@ -95,34 +95,44 @@ impl Override {
     ///
     /// # Errors
     /// When an index leads nowhere.
-    pub fn over(&self, lower: &Node) -> Result<Layer, Diagnostic> {
+    pub fn over(&self, lower: &Node) -> Result<Layer, Box<Diagnostic>> {
         let root = self.node(Some(lower), 0)?;
         Ok(Layer { name: self.name.clone(), root, replaces: None })
     }
 
-    fn node(&self, lower: Option<&Node>, depth: usize) -> Result<Node, Diagnostic> {
+    fn node(&self, lower: Option<&Node>, depth: usize) -> Result<Node, Box<Diagnostic>> {
         let Some((step, span)) = self.steps.get(depth) else { return Ok(self.value.clone()) };
         if let Some(Node { yaml: Yaml::List(list), .. }) = lower {
             return self.in_list(list, step, span, depth);
         }
         let below = lower.and_then(Node::map).and_then(|map| map.get(&step.key()));
-        if let (Step::Index(index), true) = (step, self.is_bracket(span)) {
+        if let (Step::Index(index), true) = (step, span.text().starts_with('[')) {
             let message = format!("there is no list at `{}`, so no item {index} of it", self.path(depth));
-            return Err(self.wrong(span, message, depth).help("set the whole list: --set 'a.b=[x, y]'"));
+            return Err(Box::new(
+                self.wrong(span, message, depth)
+                    .help(format!("set the whole list: {}=[...]", self.path(depth))),
+            ));
         }
         let value = self.node(below, depth + 1)?;
         let entry = Entry { key: step.key(), key_span: span.clone(), value };
         Ok(Node::new(Yaml::Map(Map { entries: vec![entry] }), span))
     }
 
-    fn in_list(&self, list: &[Node], step: &Step, span: &Span, depth: usize) -> Result<Node, Diagnostic> {
+    fn in_list(
+        &self,
+        list: &[Node],
+        step: &Step,
+        span: &Span,
+        depth: usize,
+    ) -> Result<Node, Box<Diagnostic>> {
         let path = self.path(depth);
         let items = if list.len() == 1 { "1 item".to_owned() } else { format!("{} items", list.len()) };
         let Step::Index(index) = *step else {
             let message = format!("`{path}` is a list of {items}: say which one `{}` belongs to", step.key());
-            return Err(self
-                .wrong(span, message, depth)
-                .help(format!("`{path}[0].{}` is that of the first", step.key())));
+            return Err(Box::new(
+                self.wrong(span, message, depth)
+                    .help(format!("`{path}[0].{}` is that of the first", step.key())),
+            ));
         };
         let Some(old) = list.get(index) else {
             let message = format!("`{path}` has {items}, so no item {index}");
@@ -131,16 +141,12 @@ impl Override {
             } else {
                 format!("items are counted from 0: 0 to {}", list.len() - 1)
             };
-            return Err(self.wrong(span, message, depth).help(help));
+            return Err(Box::new(self.wrong(span, message, depth).help(help)));
         };
         let new = self.node(Some(old), depth + 1)?;
         let mut list = list.to_vec();
         list[index] = merged(old, new);
         Ok(Node::new(Yaml::List(list), span))
-    }
-
-    fn is_bracket(&self, span: &Span) -> bool {
-        span.text().starts_with('[')
     }
 
     fn path(&self, depth: usize) -> String {

@@ -167,7 +167,9 @@ impl fmt::Debug for Span {
 
 impl PartialEq for Span {
     fn eq(&self, other: &Self) -> bool {
-        (self.source.name(), self.start, self.end) == (other.source.name(), other.start, other.end)
+        // Two assignments of the command line have one name but two texts.
+        (self.start, self.end, self.source.name()) == (other.start, other.end, other.source.name())
+            && self.source.text() == other.source.text()
     }
 }
 

@@ -1,6 +1,6 @@
 //! The same recipe gives the same bytes and the same hash, wherever and however it is loaded.
 
-use std::time::Instant;
+use std::{fmt::Write as _, time::Instant};
 
 use hymba_plus::{
     config::{LoadOptions, Recipe},
@@ -33,7 +33,7 @@ fn what_means_the_same_hashes_the_same() {
     let other = "# a comment\nnetwork: {layers: [{expand: 2.0, kind: mamba1, norm: rms}], d_model: 0x8}\nseed: 0\nname: \"a\"\nschema: 1\n";
     let hash = |text| Recipe::from_yaml(text, &LoadOptions::default()).expect("a valid recipe").hash();
     assert_eq!(hash(one), hash(other));
-    assert_ne!(hash(one), hash(&one.replace("8", "16")));
+    assert_ne!(hash(one), hash(&one.replace('8', "16")));
 }
 
 #[test]
@@ -72,6 +72,8 @@ fn the_resolved_recipe_is_a_recipe_that_means_the_same() {
         "[\"~\", \"1_0\", \" a\"]",
         "[\".inf\", \"1e999\", \"- a\"]",
         "[\"a: b\", \"#\", \"é\\n\"]",
+        "[\"\\x07\\x1b\", \"\\ufeffa\\u200b\", \"\\U0001F980\\t\\\\ \"]",
+        "[\" \\n a\\n\\n\", \"a\\r\\nb\", \"\\0\"]",
     ] {
         let text = format!("{BASE}  output: ../out\n  tags: {tags}\n");
         std::fs::write(folder.path().join("a/run.yaml"), text).expect("a file");
@@ -89,7 +91,7 @@ fn the_resolved_recipe_is_a_recipe_that_means_the_same() {
 fn two_hundred_lines_are_checked_in_no_time() {
     let mut text = BASE.to_owned() + "corpus:\n  parts:\n";
     for index in 0..95 {
-        text.push_str(&format!("    - path: texts/{index}.txt\n      weight: 0.{index}\n"));
+        let _ = writeln!(text, "    - path: texts/{index}.txt\n      weight: 0.{index}");
     }
     let _ = Recipe::from_yaml(&text, &LoadOptions::default()).expect("a valid recipe"); // schemas are made once
     let start = Instant::now();

@@ -1,5 +1,6 @@
 //! Recipes: error texts, layers, determinism, and random damage.
 
+mod api;
 mod determinism;
 mod golden;
 mod layers;

@@ -157,7 +157,7 @@ fn edit(text: &str, dice: &mut Dice) -> String {
         ),
         13 => {
             lines[at] =
-                lines[at].replacen(": ", dice.pick(&[":", " : ", ":  ", ": : ", "=", ": \"", ": |"]), 1)
+                lines[at].replacen(": ", dice.pick(&[":", " : ", ":  ", ": : ", "=", ": \"", ": |"]), 1);
         }
         14 => lines[at] = lines[at].chars().rev().collect(),
         _ => lines[at] = lines[at].to_uppercase(),

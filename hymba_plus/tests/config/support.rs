@@ -301,6 +301,23 @@ pub enum Shuffle {
     Within(u32),
 }
 
+/// Layers that follow each other; a section that is a list.
+#[derive(
+    Debug,
+    Clone,
+    PartialEq,
+    hymba_plus::serde::Serialize,
+    hymba_plus::serde::Deserialize,
+    hymba_plus::schemars::JsonSchema,
+)]
+#[serde(crate = "hymba_plus::serde", transparent)]
+#[schemars(crate = "hymba_plus::schemars")]
+pub struct Pipeline(Vec<Component<layer>>);
+impl Section for Pipeline {
+    const KEY: &'static str = "pipeline";
+}
+register_section!(Pipeline);
+
 /// Heads must divide the width.
 fn heads_fit(recipe: &Recipe) -> Vec<Finding> {
     let Ok(Some(network)) = recipe.section::<Network>() else { return Vec::new() };

@@ -120,7 +120,7 @@ impl Checker<'_> {
 }
 
 /// The rule of a slot: what it takes.
-pub(super) fn kinds(slot: &str) -> String {
+pub(in crate::config) fn kinds(slot: &str) -> String {
     let entries = schema::components(slot);
     if entries.is_empty() {
         return format!("this program has no {slot} at all");

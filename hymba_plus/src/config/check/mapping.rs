@@ -167,7 +167,7 @@ impl Checker<'_> {
             label = format!("not a key of `{kind}`");
             help = format!("remove it, or choose `kind: {other}`");
             if let Some(near) = near {
-                help.push_str(&format!(", or did you mean `{near}`?"));
+                help = format!("{help}, or did you mean `{near}`?");
             }
         } else if let Some(near) = near {
             label = format!("did you mean `{near}`?");

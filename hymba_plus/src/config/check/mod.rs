@@ -3,7 +3,7 @@
 //! The walk also makes the JSON that the typed readers take: components by their own kind and in their long form, paths
 //! from the recipe's folder. That JSON only counts when there was no problem.
 
-mod component;
+pub(super) mod component;
 mod mapping;
 pub(super) mod nearest;
 mod number;
@@ -146,7 +146,7 @@ fn expected(schema: Schema) -> String {
     {
         "true, false".clone_into(word);
     }
-    let last = words.pop().unwrap_or_else(|| "another value".into());
+    let last = words.pop().unwrap_or_else(|| "any value".into());
     if words.is_empty() { last } else { format!("{} or {last}", words.join(", ")) }
 }
 

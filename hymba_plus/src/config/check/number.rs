@@ -29,7 +29,7 @@ impl Range {
 
     fn words(self) -> String {
         match (self.least, self.most) {
-            (Some((least, true)), Some((most, true))) if least == most => show(least),
+            (Some((least, true)), Some((most, true))) if least >= most => show(least),
             (Some((least, true)), Some((most, true))) => format!("from {} to {}", show(least), show(most)),
             (Some(least), Some(most)) => format!("{} and {}", Self::above(least), Self::below(most)),
             (Some(least), None) => Self::above(least),

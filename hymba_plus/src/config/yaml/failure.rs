@@ -28,16 +28,14 @@ pub(super) fn explain(info: &str, source: &Arc<Source>, offset: usize) -> Diagno
     if says("quoted scalar, found unknown escape") {
         place.unknown_escape()
     } else if says("trailing content after") {
-        place.syntax("text after the closing quote", place.rest(), "a value ends with its closing quote")
+        syntax("text after the closing quote", &place.rest(), "a value ends with its closing quote")
             .help("put the quotes around the whole value; inside double quotes a quote is \\\", inside single ones ''")
     } else if says("quoted scalar") {
         let quote = place.after.chars().next().filter(|c| matches!(c, '"' | '\'')).unwrap_or('"');
-        place
-            .syntax("this quote is never closed", place.rest(), "a text in quotes ends with the same quote")
+        syntax("this quote is never closed", &place.rest(), "a text in quotes ends with the same quote")
             .help(format!("add {quote} at the end of the text"))
     } else if says("tab") {
-        place
-            .syntax("a tab where YAML allows only spaces", place.one(), "YAML is indented with spaces only")
+        syntax("a tab where YAML allows only spaces", &place.one(), "YAML is indented with spaces only")
             .help("replace the tab by spaces")
     } else if says("mapping values are not allowed") || says("simple key expect") {
         place.colon()
@@ -49,59 +47,55 @@ pub(super) fn explain(info: &str, source: &Arc<Source>, offset: usize) -> Diagno
         place.bracket()
     } else if says("misplaced bracket") {
         let bracket = place.after.chars().next().unwrap_or(']');
-        place
-            .syntax(
-                format!("`{bracket}` closes nothing"),
-                place.one(),
-                "every closing bracket has an opening one",
-            )
-            .help("remove it, or add the opening one")
+        syntax(
+            format!("`{bracket}` closes nothing"),
+            &place.one(),
+            "every closing bracket has an opening one",
+        )
+        .help("remove it, or add the opening one")
     } else if says("unexpected character") {
         let character = place.after.chars().next().unwrap_or('@');
-        place
-            .syntax(
-                format!("a value cannot begin with `{character}`"),
-                place.rest(),
-                "YAML keeps this character for itself",
-            )
-            .help(format!("put the value in quotes: {}", quoted(place.after)))
+        syntax(
+            format!("a value cannot begin with `{character}`"),
+            &place.rest(),
+            "YAML keeps this character for itself",
+        )
+        .help(format!("put the value in quotes: {}", quoted(place.after)))
     } else if says("block sequence entries are not allowed") {
-        place
-            .syntax(
-                "a list item stands on the line of its key",
-                place.rest(),
-                "the items of a list stand on lines of their own",
-            )
-            .help("move `-` to a new line below the key, or write the list as `[a, b]`")
+        syntax(
+            "a list item stands on the line of its key",
+            &place.rest(),
+            "the items of a list stand on lines of their own",
+        )
+        .help("move `-` to a new line below the key, or write the list as `[a, b]`")
     } else if says("unknown anchor") {
         place.unknown_anchor()
     } else if says("expected '-' indicator") {
-        place
-            .syntax(
-                "a key stands among the items of a list",
-                place.rest(),
-                "a value is a list or a mapping, not both",
-            )
-            .help("indent the key so that it belongs to the item above, or put it before the list")
+        syntax(
+            "a key stands among the items of a list",
+            &place.rest(),
+            "a value is a list or a mapping, not both",
+        )
+        .help("indent the key so that it belongs to the item above, or put it before the list")
     } else if says("expected key") || says("indentation") || says("block end") {
         place.indentation()
     } else if says("recursion limit") {
-        place.syntax(
+        syntax(
             "more brackets inside brackets than any recipe needs",
-            place.one(),
+            &place.one(),
             "no key of a recipe lies that deep",
         )
     } else {
-        place.syntax(format!("this is not YAML: {info}"), place.rest(), "")
+        syntax(format!("this is not YAML: {info}"), &place.rest(), "")
             .help("look at this line and the one before it: a quote, a bracket, `:` or the indentation is not right")
     }
 }
 
-impl Place<'_> {
-    fn syntax(&self, message: impl Into<String>, span: Span, rule: &str) -> Diagnostic {
-        Diagnostic::new("syntax", &span, message).rule(rule)
-    }
+fn syntax(message: impl Into<String>, span: &Span, rule: &str) -> Diagnostic {
+    Diagnostic::new("syntax", span, message).rule(rule)
+}
 
+impl Place<'_> {
     fn span(&self, from: usize, length: usize) -> Span {
         Span::new(self.source, from, from + length)
     }
@@ -131,20 +125,19 @@ impl Place<'_> {
                 ('\\', c) if known(c) => at += 2,
                 ('\\', c) => {
                     let span = self.span(self.offset + bytes[at].0, 1 + c.len_utf8());
-                    return self
-                        .syntax(
-                            format!("`\\{c}` means nothing in double quotes"),
-                            span,
-                            "in double quotes `\\` begins an escape, as \\n or \\\"",
-                        )
-                        .help(format!("use single quotes, where `\\` is itself, or write `\\\\{c}`"));
+                    return syntax(
+                        format!("`\\{c}` means nothing in double quotes"),
+                        &span,
+                        "in double quotes `\\` begins an escape, as \\n or \\\"",
+                    )
+                    .help(format!("use single quotes, where `\\` is itself, or write `\\\\{c}`"));
                 }
                 _ => at += 1,
             }
         }
-        self.syntax(
+        syntax(
             "an escape in double quotes that means nothing",
-            self.rest(),
+            &self.rest(),
             "in double quotes `\\` begins an escape",
         )
         .help("use single quotes, where `\\` is itself")
@@ -157,7 +150,7 @@ impl Place<'_> {
         if let Some((key, value)) = earlier.split_once(": ").filter(|_| self.after.starts_with(':')) {
             let value = format!("{value}{}", self.after.trim_end());
             let value = value.split(" #").next().unwrap_or_default();
-            return self.syntax("a second `:` on one line", self.one(), "a line has one key and one value")
+            return syntax("a second `:` on one line", &self.one(), "a line has one key and one value")
                 .help(format!("if the `:` belongs to the value, put it in quotes: `{key}: {}`; if not, begin a new line", quoted(value)));
         }
         let glued = |line: &str| {
@@ -169,57 +162,54 @@ impl Place<'_> {
             let line = if glued(content).is_some() { self.line } else { self.previous };
             let from = self.source.text()[..self.offset].rfind(line.trim()).unwrap_or(self.offset);
             let span = if line == self.line { self.content() } else { self.span(from, line.trim().len()) };
-            return self
-                .syntax(
-                    format!("`{}` has no space after `:`", line.trim()),
-                    span,
-                    "a key ends with `:` and a space",
-                )
-                .help(format!("write `{spaced}`"));
+            return syntax(
+                format!("`{}` has no space after `:`", line.trim()),
+                &span,
+                "a key ends with `:` and a space",
+            )
+            .help(format!("write `{spaced}`"));
         }
         if indent(self.line) > indent(self.previous) && self.previous.contains(':') {
             let key = self.previous.trim().split(':').next().unwrap_or_default();
-            return self
-                .syntax(
-                    "this line is indented deeper than the one above, which already has a value",
-                    self.content(),
-                    "nested keys stand below a key without a value of its own",
-                )
-                .help(format!("indent it like `{key}`, or remove the value of `{key}`"));
+            return syntax(
+                "this line is indented deeper than the one above, which already has a value",
+                &self.content(),
+                "nested keys stand below a key without a value of its own",
+            )
+            .help(format!("indent it like `{key}`, or remove the value of `{key}`"));
         }
         if !self.previous.contains(':') && !self.previous.trim_start().starts_with('-') {
             let word = self.previous.trim();
             let from = self.source.text()[..self.offset].rfind(word).unwrap_or(self.offset);
-            return self
-                .syntax(
-                    format!("`{word}` is neither a key nor a value"),
-                    self.span(from, word.len()),
-                    "a key ends with `:`",
-                )
-                .help(format!("write `{word}:` and its value"));
+            return syntax(
+                format!("`{word}` is neither a key nor a value"),
+                &self.span(from, word.len()),
+                "a key ends with `:`",
+            )
+            .help(format!("write `{word}:` and its value"));
         }
-        self.syntax("a `:` where none can be", self.content(), "a line has one key and one value")
+        syntax("a `:` where none can be", &self.content(), "a line has one key and one value")
             .help("put a value that has a `:` in quotes")
     }
 
     /// A bracket that was not closed, or something inside one that is neither an item nor a comma.
     fn bracket(&self) -> Diagnostic {
         let Some((at, open)) = open_bracket(&self.source.text()[..self.offset]) else {
-            return self.syntax(
+            return syntax(
                 "something is wrong inside these brackets",
-                self.one(),
+                &self.one(),
                 "items in brackets are separated by `,`",
             );
         };
         let close = if open == '[' { ']' } else { '}' };
         let same_line = self.source.line_column(at).0 == self.source.line_column(self.offset).0;
         if same_line && !self.after.trim().is_empty() {
-            return self.syntax(format!("`,` or `{close}` is missing here"), self.rest(), "items in brackets are separated by `,`")
+            return syntax(format!("`,` or `{close}` is missing here"), &self.rest(), "items in brackets are separated by `,`")
                 .help(format!("add `,` between two items, or `{close}` after the last one; quote a text that has one of , [ ] {{ }} in it"));
         }
-        self.syntax(
+        syntax(
             format!("`{open}` is never closed"),
-            self.span(at, 1),
+            &self.span(at, 1),
             "every opening bracket has a closing one",
         )
         .help(format!("add `{close}` after the last item"))
@@ -228,9 +218,9 @@ impl Place<'_> {
     fn unknown_anchor(&self) -> Diagnostic {
         let name = self.after.trim_start_matches('*').split([' ', ',', ']', '}']).next().unwrap_or_default();
         let span = self.span(self.offset, name.len() + 1);
-        self.syntax(
+        syntax(
             format!("`*{name}` repeats a value that nothing above names"),
-            span,
+            &span,
             "an alias `*name` repeats the value marked `&name` before it",
         )
         .help(format!(
@@ -241,13 +231,12 @@ impl Place<'_> {
     /// A line whose indentation fits no line above.
     fn indentation(&self) -> Diagnostic {
         if self.line.trim_start().starts_with("- ") {
-            return self
-                .syntax(
-                    "a list item stands among the keys of a mapping",
-                    self.content(),
-                    "a value is a list or a mapping, not both",
-                )
-                .help("indent the item below the key that it belongs to");
+            return syntax(
+                "a list item stands among the keys of a mapping",
+                &self.content(),
+                "a value is a list or a mapping, not both",
+            )
+            .help("indent the item below the key that it belongs to");
         }
         let here = indent(self.line);
         let (number, _) = self.source.line_column(self.offset);
@@ -263,9 +252,9 @@ impl Place<'_> {
         open.sort_unstable();
         let levels = open.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         let nearest = open.iter().min_by_key(|level| level.abs_diff(here)).copied().unwrap_or(0);
-        self.syntax(
+        syntax(
             format!("this line is indented by {}; no mapping above it is", spaces(here)),
-            self.content(),
+            &self.content(),
             "the keys of one mapping are indented alike",
         )
         .help(match nearest {

@@ -13,6 +13,8 @@ use super::{
 const DEEPEST: usize = 64;
 /// How many values aliases may add: enough for any recipe, far from what fills the memory.
 const MOST_ALIASED: usize = 10_000;
+/// Line ends of YAML 1.1 that YAML 1.2 takes for ordinary characters: no two readers agree on a text that has them.
+const ODD_BREAKS: [char; 3] = ['\u{85}', '\u{2028}', '\u{2029}'];
 /// Lines with tabs beyond these are not worth a message each.
 const MOST_TABS: usize = 10;
 
@@ -169,7 +171,7 @@ impl<'a> Builder<'a> {
                 }
             }
             if let Err(stop) = self.event(event, marks) {
-                error = Some(stop);
+                error = Some(*stop);
                 break;
             }
         }
@@ -205,13 +207,22 @@ impl<'a> Builder<'a> {
         show_path(&steps.chain([Step::Key(key.to_owned())]).collect::<Vec<_>>())
     }
 
-    fn event(&mut self, event: Event<'_>, marks: Marks) -> Result<(), Diagnostic> {
+    fn event(&mut self, event: Event<'_>, marks: Marks) -> Result<(), Box<Diagnostic>> {
         let span = self.place.span(marks);
         let open = |items, anchor| Frame { items, anchor, start: span.start, end: span.end, refused: false };
         match event {
             Event::Scalar(text, style, anchor, tag) => {
                 self.refuse_tag(tag.as_deref(), &span);
                 let quoted = style != ScalarStyle::Plain;
+                if let Some(at) = text.find(ODD_BREAKS) {
+                    let odd = text[at..].chars().next().unwrap_or_default();
+                    self.problems.push(syntax::odd_break(odd, &span));
+                }
+                if let Some(first) =
+                    text.chars().next().filter(|first| !quoted && "|>@`%&*!,[]{}#\"'".contains(*first))
+                {
+                    self.problems.push(syntax::cannot_begin(first, &text, &span)); // which the parser overlooks in brackets
+                }
                 let yaml = if quoted { Yaml::Text(text.into_owned()) } else { scalar::plain(&text) };
                 self.anchored(anchor, Node { yaml, span, quoted });
             }
@@ -236,7 +247,7 @@ impl<'a> Builder<'a> {
         if self.stack.len() > DEEPEST {
             let span =
                 Span::new(self.place.source, self.place.offset(marks.start), self.place.offset(marks.end));
-            return Err(syntax::too_deep(&span, DEEPEST));
+            return Err(Box::new(syntax::too_deep(&span, DEEPEST)));
         }
         Ok(())
     }
@@ -247,7 +258,7 @@ impl<'a> Builder<'a> {
         }
     }
 
-    fn alias(&mut self, anchor: usize, span: &Span) -> Result<(), Diagnostic> {
+    fn alias(&mut self, anchor: usize, span: &Span) -> Result<(), Box<Diagnostic>> {
         let Some(node) = self.anchors.get(&anchor).cloned() else {
             self.problems.push(syntax::endless_alias(span));
             self.add(Node::new(Yaml::Null, span));
@@ -255,7 +266,7 @@ impl<'a> Builder<'a> {
         };
         self.aliased += node.count();
         if self.aliased > MOST_ALIASED {
-            return Err(syntax::too_many_aliases(span, MOST_ALIASED));
+            return Err(Box::new(syntax::too_many_aliases(span, MOST_ALIASED)));
         }
         self.add(node);
         Ok(())

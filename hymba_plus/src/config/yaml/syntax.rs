@@ -20,6 +20,24 @@ pub(super) fn tab(span: &Span, more: usize) -> Diagnostic {
         .help("replace the tab by two spaces; most editors can do that for the whole file (\"convert indentation to spaces\")")
 }
 
+pub(super) fn odd_break(odd: char, span: &Span) -> Diagnostic {
+    Diagnostic::new(
+        "unreadable",
+        span,
+        format!("the character U+{:04X} is a line end to some readers of YAML", odd as u32),
+    )
+    .rule("lines end in a line feed")
+    .help("remove it; it often comes along when text is copied from a web page or a word processor")
+}
+
+pub(super) fn cannot_begin(first: char, text: &str, span: &Span) -> Diagnostic {
+    let quoted =
+        if text.contains('"') { format!("'{}'", text.replace('\'', "''")) } else { format!("\"{text}\"") };
+    Diagnostic::new("syntax", span, format!("a value cannot begin with `{first}`"))
+        .rule("YAML keeps this character for itself")
+        .help(format!("put the value in quotes: {quoted}"))
+}
+
 pub(super) fn second_document(span: &Span) -> Diagnostic {
     Diagnostic::new("second-document", span, "a second YAML document begins here")
         .label("what follows would be ignored")
@@ -69,7 +87,7 @@ pub(super) fn merge_key(span: &Span) -> Diagnostic {
 pub(super) fn not_a_key(node: &Node) -> Diagnostic {
     let text = node.span.text();
     let (what, help) = match &node.yaml {
-        Yaml::Map(_) if text.starts_with("{") => (
+        Yaml::Map(_) if text.starts_with('{') => (
             "`{{ ... }}` is not filled in: a recipe has no templates".to_owned(),
             "write the value itself, or set it by `--set` or by an environment variable",
         ),

@@ -1,6 +1,6 @@
 //! The tree of a YAML text: values that know where they were written.
 
-use std::sync::Arc;
+use std::{fmt::Write as _, sync::Arc};
 
 use super::super::source::{Source, Span};
 
@@ -223,7 +223,7 @@ pub(in crate::config) fn show_path(steps: &[Step]) -> String {
     let mut text = String::new();
     for step in steps {
         match step {
-            Step::Index(index) => text.push_str(&format!("[{index}]")),
+            Step::Index(index) => _ = write!(text, "[{index}]"),
             Step::Key(key) => {
                 if !text.is_empty() {
                     text.push('.');
