@@ -55,7 +55,8 @@ pub fn lint(root: &Path, only_rules: bool) -> Result<()> {
         check("deny", &mut failed, || deny(root));
         check("clippy", &mut failed, || {
             setup::ensure(root, Wanted::default())?;
-            let args = ["--workspace", "--all-targets", "--", "-D", "warnings"];
+            // One crate that fails must not hide what the others would say.
+            let args = ["--workspace", "--all-targets", "--keep-going", "--", "-D", "warnings"];
             component(root, "clippy", "clippy", &args)
         });
     }
