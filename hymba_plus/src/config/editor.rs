@@ -6,6 +6,9 @@ use super::schema;
 use crate::registry::{Entry, Registry};
 
 /// JSON Schema (draft 2020-12) of a recipe for this program, for `# yaml-language-server: $schema=...`.
+///
+/// It asks for no key besides `schema`: what a file must have depends on what it extends, which an editor does not see.
+/// `hymba validate` asks for the rest.
 pub fn json_schema() -> Value {
     let mut definitions = Object::new();
     let mut properties = Object::new();
@@ -59,7 +62,6 @@ fn slot_schema(slot: &str, doc: &str, entries: &[&'static Entry]) -> Value {
             { "enum": names },
             {
                 "type": "object",
-                "required": ["kind"],
                 "properties": { "kind": { "enum": names } },
                 "allOf": entries.iter().map(branch).collect::<Vec<_>>(),
             },
@@ -96,10 +98,13 @@ fn define(definitions: &mut Object<String, Value>, name: &str, mut schema: Value
     definitions.insert(name.to_owned(), schema);
 }
 
-/// Makes references point to where the definitions have moved, and slots to their schema.
+/// Makes references point to where the definitions have moved, and slots to their schema; asks for no key.
 fn point(schema: &mut Value, name: &str) {
     match schema {
         Value::Object(object) => {
+            if object.get("required").is_some_and(Value::is_array) {
+                object.remove("required");
+            }
             if let Some(Value::String(slot)) = object.remove("x-slot") {
                 let null = object
                     .remove("type")

@@ -75,24 +75,33 @@ fn find(
     if let Some(file) = files.into_iter().find(|file| file.is_file()) {
         return Ok(file);
     }
-    let mut names: Vec<String> = folders.iter().flat_map(|folder| names(folder)).collect();
-    names.sort();
-    names.dedup();
+    let names: Vec<Vec<String>> = folders.iter().map(|folder| names(folder)).collect();
     let problem = blame(section, name, format!("there is no {section} named `{name}`"));
-    let problem = if folders.is_empty() {
-        problem.help(format!("no folder configs/{section}s/ was found above the recipe or above the current folder; name a file, or set HYMBA_CONFIGS_DIR"))
-    } else if names.is_empty() {
-        problem.help(format!("{} has no .yaml file", shown(&folders[0], &options.folder())))
+    let help = if folders.is_empty() {
+        format!(
+            "there is no folder {} above the recipe or above the current folder; name a file, or set HYMBA_CONFIGS_DIR",
+            home(section)
+        )
     } else {
-        let near = nearest::suggestion("did you mean", name, names.iter().map(String::as_str));
-        let all = format!(
-            "{} has: {}",
-            shown(&folders[0], &options.folder()),
-            nearest::list(names.iter().map(String::as_str))
-        );
-        problem.help(near.map_or(all.clone(), |near| format!("{near}\n{all}")))
+        let all = names.iter().flatten().map(String::as_str);
+        let has = |(folder, names): (&PathBuf, &Vec<String>)| {
+            let folder = shown(folder, &options.folder());
+            if names.is_empty() {
+                format!("{folder} has no .yaml file")
+            } else {
+                format!("{folder} has: {}", nearest::list(names.iter().map(String::as_str)))
+            }
+        };
+        let near = nearest::suggestion("did you mean", name, all);
+        near.into_iter().chain(folders.iter().zip(&names).map(has)).collect::<Vec<_>>().join("\n")
     };
-    Err(Box::new(problem))
+    Err(Box::new(problem.help(help)))
+}
+
+/// Where the files of a section usually are.
+fn home(section: &str) -> String {
+    let plural = if section == "model" { "s" } else { "" };
+    format!("configs/{section}{plural}")
 }
 
 fn blame(section: &str, name: &str, message: String) -> Diagnostic {
@@ -100,7 +109,7 @@ fn blame(section: &str, name: &str, message: String) -> Diagnostic {
     let source = Source::new(format!("--{section}"), &text, Path::new("."), Origin::CommandLine);
     Diagnostic::new("group", &Span::new(&source, section.len() + 1, text.len()), message)
         .at(section)
-        .rule(format!("--{section} names a file of configs/{section}s/ without its ending, or a path to one"))
+        .rule(format!("--{section} names a file of {} without its ending, or a path to one", home(section)))
 }
 
 /// Folders that hold files for a section, the nearest first; `configs/models` or `configs/model`.
@@ -123,7 +132,10 @@ fn folders(section: &str, recipe_folder: &Path, options: &LoadOptions) -> Vec<Pa
 fn names(folder: &Path) -> Vec<String> {
     let files = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
     let yaml = files.filter(|file| file.extension().is_some_and(|end| end == "yaml" || end == "yml"));
-    yaml.filter_map(|file| Some(file.file_stem()?.to_string_lossy().into_owned())).collect()
+    let mut names: Vec<String> =
+        yaml.filter_map(|file| Some(file.file_stem()?.to_string_lossy().into_owned())).collect();
+    names.sort();
+    names
 }
 
 /// A path as it is shortest from the current folder, if it lies below it.

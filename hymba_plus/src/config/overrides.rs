@@ -8,6 +8,9 @@ use super::{
     yaml::{Entry, Map, Node, Step, Yaml, parse, parse_path, show_path},
 };
 
+/// A path longer than this leads to no key; a bound, because paths are walked recursively.
+const DEEPEST: usize = 64;
+
 /// One key that the environment or the command line sets.
 #[derive(Debug)]
 pub(super) struct Override {
@@ -48,6 +51,11 @@ fn variable(name: &str, value: &str, folder: &Path, problems: &mut Vec<Diagnosti
         steps.push((step, Span::new(&source, at, at + part.len())));
         at += part.len() + 2;
     }
+    if steps.len() > DEEPEST {
+        let span = Span::new(&source, 0, name.len());
+        problems.push(Diagnostic::new("override", &span, "the variable names too long a path"));
+        return None;
+    }
     let value = read_value(&source, name.len() + 1, problems)?;
     Some(Override { name: format!("environment variable {name}"), steps, value })
 }
@@ -70,6 +78,10 @@ fn assignment(text: &str, folder: &Path, problems: &mut Vec<Diagnostic>) -> Opti
         return None;
     };
     match parse_path(path) {
+        Ok(steps) if steps.len() > DEEPEST => {
+            problems.push(wrong(0..path.len(), format!("`{}` is too long a path", &path[..steps[3].1.end])));
+            None
+        }
         Ok(steps) => {
             let steps =
                 steps.into_iter().map(|(step, at)| (step, Span::new(&source, at.start, at.end))).collect();

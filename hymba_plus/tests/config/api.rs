@@ -81,10 +81,34 @@ fn problems_are_miette_reports_too() {
 
 #[test]
 fn many_problems_are_counted_and_the_first_are_shown() {
-    let text: String = (0..500).map(|index| format!("key_{index}: 1\n")).collect();
-    let problems = refused(&format!("schema: 1\n{text}"));
+    let keys: Vec<String> = (0..500).map(|index| format!("key_{index}: 1")).collect();
+    let problems = refused(&format!("schema: 1\n{}\n", keys.join("\n")));
     assert_eq!(problems.len(), 200);
     assert!(problems.summary().starts_with("500 problems"), "{}", problems.summary());
+}
+
+#[test]
+fn no_depth_of_a_recipe_is_too_much_for_the_stack() {
+    let mut text = "schema: 1\na0: &a0 [1]\n".to_owned();
+    for level in 1..200 {
+        let before = level - 1;
+        text.push_str(&["a", &level.to_string(), ": &a", &level.to_string()].concat());
+        text.push_str(&[" ", &"[".repeat(40), "*a", &before.to_string(), &"]".repeat(40), "\n"].concat());
+    }
+    assert!(refused(&text).to_string().contains("levels of nesting"));
+    assert!(refused(&format!("schema: 1\na: {}", "[".repeat(100_000))).len() >= 1);
+    assert!(
+        refused(&format!(
+            "schema: 1\n{}",
+            (0..5_000).map(|level| " ".repeat(level) + "a:\n").collect::<String>()
+        ))
+        .len()
+            >= 1
+    );
+    let set = vec![format!("{}=1", vec!["a"; 100_000].join("."))];
+    let environment = vec![(format!("HYMBA__{}", vec!["A"; 100_000].join("__")), "1".to_owned())];
+    let options = LoadOptions { set, environment, ..LoadOptions::default() };
+    assert_eq!(Recipe::from_yaml("schema: 1\n", &options).expect_err("too deep").len(), 2);
 }
 
 #[test]
@@ -117,6 +141,10 @@ fn the_schema_for_editors_is_whole() {
         assert!(definitions.contains_key(name), "{name} is missing");
     }
     assert_eq!(schema["$defs"]["layer.attention"]["properties"]["head_dim"]["default"], 64);
+    assert!(
+        schema["$defs"]["layer.attention"].get("required").is_none(),
+        "a file may leave it to what it extends"
+    );
     whole(&schema, definitions);
 }
 

@@ -268,6 +268,9 @@ impl<'a> Builder<'a> {
         if self.aliased > MOST_ALIASED {
             return Err(Box::new(syntax::too_many_aliases(span, MOST_ALIASED)));
         }
+        if self.stack.len() + node.depth() > DEEPEST {
+            return Err(Box::new(syntax::too_deep(span, DEEPEST)));
+        }
         self.add(node);
         Ok(())
     }

@@ -143,6 +143,15 @@ impl Node {
         }
     }
 
+    /// How many levels it has, itself included.
+    pub fn depth(&self) -> usize {
+        1 + match &self.yaml {
+            Yaml::List(list) => list.iter().map(Self::depth).max().unwrap_or(0),
+            Yaml::Map(map) => map.entries.iter().map(|entry| entry.value.depth()).max().unwrap_or(0),
+            _ => 0,
+        }
+    }
+
     /// The value in one line for a message, shortened: the text as it was written where it is short.
     pub fn brief(&self) -> String {
         match &self.yaml {
@@ -153,19 +162,21 @@ impl Node {
             Yaml::Float(value) if value.is_infinite() => if *value > 0.0 { ".inf" } else { "-.inf" }.into(),
             Yaml::Float(value) => serde_json::Value::from(*value).to_string(),
             Yaml::Text(text) => shorten(text),
-            Yaml::List(list) => format!("[{}]", list.iter().map(Self::brief).collect::<Vec<_>>().join(", ")),
+            Yaml::List(list) => {
+                shorten(&format!("[{}]", list.iter().map(Self::brief).collect::<Vec<_>>().join(", ")))
+            }
             Yaml::Map(map) => {
                 let entries =
                     map.entries.iter().map(|entry| format!("{}: {}", entry.key, entry.value.brief()));
-                format!("{{{}}}", entries.collect::<Vec<_>>().join(", "))
+                shorten(&format!("{{{}}}", entries.collect::<Vec<_>>().join(", ")))
             }
         }
     }
 }
 
-/// At most forty characters of a text.
+/// At most sixty characters of a text.
 fn shorten(text: &str) -> String {
-    const MOST: usize = 40;
+    const MOST: usize = 60;
     let line = text.replace('\n', " ");
     if line.chars().count() <= MOST { line } else { line.chars().take(MOST - 1).chain(['…']).collect() }
 }
