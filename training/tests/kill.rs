@@ -1,6 +1,7 @@
 //! Real processes that are really killed.
 //!
 //! The test binary starts itself: with `TRAINING_CHILD` set, the test `child` trains in that directory and ends.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 
@@ -22,7 +23,7 @@ const OFTEN: &str =
     "checkpoint: {every_steps: 2, keep_last: 3, keep_best: 1}, log: {every_steps: 1, tensorboard: false}";
 
 fn config() -> LoopConfig {
-    loop_config(json!({ "steps": STEPS, "evaluate_every": 7 }))
+    loop_config(&json!({ "steps": STEPS, "evaluate_every": 7 }))
 }
 
 #[test]

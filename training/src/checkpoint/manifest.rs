@@ -49,7 +49,7 @@ pub(super) fn verify(path: &Path) -> Result<(), CheckpointError> {
                 findings.push(format!("{name}: {size} bytes, expected {}", record.size));
             }
             Ok((_, sha256)) if sha256 != record.sha256 => {
-                findings.push(format!("{name}: its SHA-256 differs"))
+                findings.push(format!("{name}: its SHA-256 differs"));
             }
             Ok(_) => {}
         }

@@ -84,11 +84,11 @@ impl CheckpointStore {
     }
 
     fn set_aside(&self, step: u64) -> Result<PathBuf, CheckpointError> {
-        let to = (1..)
+        let to = (1..u64::MAX)
             .map(|n| if n == 1 { String::new() } else { format!("-{n}") })
             .map(|suffix| self.root.join(format!("damaged-{PREFIX}{step:08}{suffix}")))
             .find(|path| !path.exists())
-            .unwrap_or_default(); // the names never end
+            .unwrap_or_default(); // no directory has that many
         fs::rename(self.path(step), &to)
             .map_err(|source| CheckpointError::Write { path: to.clone(), source })?;
         Ok(to)

@@ -70,7 +70,7 @@ fn what_is_written_is_read() {
     let checkpoint = checkpoint.unwrap();
     assert!(damaged.is_empty());
     assert_eq!(checkpoint.state(), &state(200, &[200]));
-    assert_eq!(checkpoint.model().unwrap().read("w").unwrap().double_value(&[3]), 200.0);
+    assert_eq!(checkpoint.model().unwrap().read("w").unwrap().int64_value(&[3]), 200);
     let mode = |name: &str| {
         use std::os::unix::fs::PermissionsExt;
         fs::metadata(path.join(name)).unwrap().permissions().mode() & 0o777

@@ -28,10 +28,13 @@ pub struct Contents<'a> {
 pub(super) fn write(path: &Path, contents: &Contents<'_>) -> Result<(), CheckpointError> {
     let temporary = files::temporary_sibling(path);
     let written = fill(&temporary, contents).and_then(|()| publish(&temporary, path).map_err(failed(path)));
-    if written.is_err() {
+    written.map_err(|error| {
         let _ = fs::remove_dir_all(&temporary); // the first error is the one to report
-    }
-    written
+        match error {
+            CheckpointError::Write { source, .. } => failed(path)(source), // by the name that users know
+            other => other,
+        }
+    })
 }
 
 fn fill(folder: &Path, contents: &Contents<'_>) -> Result<(), CheckpointError> {

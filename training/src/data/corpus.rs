@@ -58,7 +58,7 @@ pub(super) fn read_text(path: &Path) -> Result<(String, FileRecord), DataError> 
         DataError::NotUtf8 {
             path: path.to_owned(),
             offset,
-            line: bytes[..offset].iter().filter(|&&byte| byte == b'\n').count() + 1,
+            line: bytes[..offset].split(|&byte| byte == b'\n').count(),
             byte: bytes[offset],
         }
     })?;

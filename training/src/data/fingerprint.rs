@@ -26,7 +26,7 @@ impl Fingerprint {
 
     /// Adds a setting.
     #[must_use]
-    pub fn with(mut self, name: &str, value: impl ToString) -> Self {
+    pub fn with(mut self, name: &str, value: impl std::fmt::Display) -> Self {
         self.0.insert(name.to_owned(), value.to_string());
         self
     }

@@ -63,13 +63,10 @@ impl OptimizerSpec for AdamW {
             let tensor = parameter.tensor.shallow_clone();
             let key =
                 Key { decay: parameter.plan.weight_decay, device: tensor.device(), kind: tensor.kind() };
-            let index = match groups.iter().position(|group| group.key == key) {
-                Some(index) => index,
-                None => {
-                    groups.push(Group { key, ..Group::default() });
-                    groups.len() - 1
-                }
-            };
+            let index = groups.iter().position(|group| group.key == key).unwrap_or_else(|| {
+                groups.push(Group::new(key));
+                groups.len() - 1
+            });
             let group = &mut groups[index];
             group.names.push(parameter.plan.name.clone());
             group.exp_avgs.push(tensor.f_zeros_like()?.f_detach()?);
@@ -99,9 +96,8 @@ struct Group {
     exp_avg_sqs: Vec<Tensor>,
 }
 
-impl Default for Group {
-    fn default() -> Self {
-        let key = Key { decay: false, device: Device::Cpu, kind: Kind::Float };
+impl Group {
+    fn new(key: Key) -> Self {
         Self { key, names: vec![], params: vec![], exp_avgs: vec![], exp_avg_sqs: vec![] }
     }
 }

@@ -97,7 +97,8 @@ impl RunDir {
     /// When another process has it, when it is in use and `existing` refuses that, or when it cannot be written.
     pub fn open(root: &Path, existing: Existing) -> Result<Self, RunDirError> {
         let failed = |source| RunDirError::Io { path: root.to_owned(), source };
-        if root.is_dir() && existing == Existing::Refuse && !is_empty(root).map_err(failed)? {
+        let only_begun = has_only_begun(root);
+        if root.is_dir() && existing == Existing::Refuse && !only_begun && !is_empty(root).map_err(failed)? {
             // Before the lock: a run that is refused leaves no file in a directory that is not its own.
             if let Some(holder) = Lock::holder(&root.join(LOCK)) {
                 return Err(RunDirError::Locked { path: root.to_owned(), holder });
@@ -107,7 +108,7 @@ impl RunDir {
         fs::create_dir_all(root).map_err(failed)?;
         let lock = Lock::take(root, LOCK)?;
         let directory = Self { root: root.to_owned(), lock };
-        if existing == Existing::Overwrite {
+        if existing == Existing::Overwrite || only_begun {
             directory.clear()?;
         }
         Ok(directory)
@@ -251,6 +252,16 @@ impl RunDir {
     }
 }
 
+/// Whether a run began in a directory and ended before it measured or learnt anything: most often because something was
+/// wrong with its recipe, which the user now has put right. There is nothing in it to lose.
+fn has_only_begun(root: &Path) -> bool {
+    let is_absent_or_empty = |name: &str| fs::metadata(root.join(name)).map_or(true, |file| file.len() == 0);
+    root.join(RUN).exists()
+        && is_absent_or_empty(METRICS)
+        && !root.join(CHECKPOINTS).exists()
+        && !root.join(STAGES).exists()
+}
+
 /// Whether there is nothing but our lock in a directory.
 fn is_empty(path: &Path) -> std::io::Result<bool> {
     for entry in fs::read_dir(path)? {
@@ -282,6 +293,24 @@ mod tests {
         }
         let run = RunDir::open(&path, Existing::Resume).unwrap();
         assert!(run.recovered_from().is_none());
+    }
+
+    #[test]
+    fn a_run_that_only_began_is_no_obstacle() {
+        let folder = tempfile::tempdir().unwrap();
+        let record =
+            RunRecord { name: "a".into(), recipe_hash: "b".into(), started: "c".into(), resumed: vec![] };
+        for (name, obstacle) in [("recipe.yaml", false), ("metrics.jsonl", true)] {
+            for existing in [Existing::Refuse, Existing::Resume] {
+                let path = folder.path().join(format!("{name} {existing:?}"));
+                RunDir::open(&path, Existing::Refuse).unwrap().write_record(&record).unwrap();
+                fs::write(path.join(name), "{}\n").unwrap();
+                match RunDir::open(&path, existing) {
+                    Ok(run) => assert_eq!(run.record().unwrap().is_some(), obstacle),
+                    Err(error) => assert!(obstacle && existing == Existing::Refuse, "{error}"),
+                }
+            }
+        }
     }
 
     #[test]

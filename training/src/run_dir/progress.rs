@@ -27,9 +27,7 @@ impl StageProgress {
 
     /// A stage is done.
     pub(crate) fn finish(&mut self, stage: &str) {
-        if let Some(stage) = self.0.get_mut(stage) {
-            stage.finished = true;
-        }
+        self.0.entry(stage.to_owned()).or_insert(Stage { metrics_start: 0, finished: true }).finished = true;
     }
 
     /// Whether a stage is done.

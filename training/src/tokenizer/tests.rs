@@ -75,7 +75,9 @@ proptest! {
         thread_local!(static KINDS: Vec<(&'static str, Tokenizer)> = kinds());
         KINDS.with(|kinds| {
             for (_, tokenizer) in kinds {
-                texts.iter().for_each(|text| comes_back(tokenizer, text));
+                for text in &texts {
+                    comes_back(tokenizer, text);
+                }
                 let borrowed: Vec<&str> = texts.iter().map(String::as_str).collect();
                 let one_by_one: Vec<_> = texts.iter().map(|text| tokenizer.encode(text).unwrap()).collect();
                 assert_eq!(tokenizer.encode_batch(&borrowed).unwrap(), one_by_one);

@@ -33,6 +33,9 @@ impl<T: Task, L: Loader<Batch = T::Batch>> TrainLoop<'_, T, L> {
 
     /// Enters the last evaluation into the list of the best.
     fn rank(&mut self) -> bool {
+        if self.step == 0 {
+            return false; // there is no checkpoint of nothing
+        }
         let keep = self.run.trainer().checkpoint.keep_best;
         let metric = self.evaluation.iter().find(|(name, _)| *name == self.config.best_metric);
         let Some(&(_, value)) = metric.filter(|(_, value)| value.is_finite()) else { return false };
@@ -41,6 +44,6 @@ impl<T: Task, L: Loader<Batch = T::Batch>> TrainLoop<'_, T, L> {
         // Of equal values the earlier step is the better one: it took less.
         self.best.sort_by(|a, b| a.value.total_cmp(&b.value).then(a.step.cmp(&b.step)));
         self.best.truncate(keep);
-        self.step > 0 && self.best.iter().any(|best| best.step == self.step)
+        self.best.iter().any(|best| best.step == self.step)
     }
 }

@@ -48,10 +48,10 @@ pub struct LoopConfig {
     #[schemars(range(min = 1))]
     #[default(1)]
     pub accumulation: usize,
-    /// Largest norm of all gradients together; `null` leaves them as they are.
+    /// Largest norm of all gradients together; 0 leaves them as they are.
     #[schemars(range(min = 0.0))]
-    #[default(Some(1.0))]
-    pub gradient_clip: Option<f64>,
+    #[default(1.0)]
+    pub gradient_clip: f64,
     /// How gradients change parameters.
     #[default(Component::of("adamw"))]
     pub optimizer: Component<optimizer>,

@@ -87,9 +87,11 @@ impl<T: Task, L: Loader<Batch = T::Batch>> TrainLoop<'_, T, L> {
     /// Clips the gradients if told to; gives their norm before, `Double []`.
     fn clip(&self) -> torch_bridge::Result<Tensor> {
         let gradients = optimizer::gradients(self.task.parameters())?;
-        let norm = match self.config.gradient_clip {
-            Some(largest) => optim::clip_grad_norm_(&gradients, largest)?,
-            None => optim::total_norm(&gradients)?,
+        let largest = self.config.gradient_clip;
+        let norm = if largest > 0.0 {
+            optim::clip_grad_norm_(&gradients, largest)?
+        } else {
+            optim::total_norm(&gradients)?
         };
         Ok(norm.f_to_kind(Kind::Double)?)
     }

@@ -1,5 +1,6 @@
 //! A tiny task and what the tests of the loop share.
 #![allow(dead_code)] // each test binary uses a part
+#![allow(clippy::unwrap_used)]
 
 use std::{
     path::Path,
@@ -28,6 +29,9 @@ pub struct Bigram {
     pub poison: Option<u64>,
     batches: u64,
 }
+
+/// The bytes of each parameter, by name.
+pub type Weights = Vec<(String, Vec<u8>)>;
 
 pub const VOCAB: i64 = 12;
 
@@ -64,7 +68,7 @@ impl Bigram {
         cross_entropy_sum(&logits, &batch.targets, 0.0).unwrap()
     }
 
-    pub fn weights(&self) -> Vec<(String, Vec<u8>)> {
+    pub fn weights(&self) -> Weights {
         let bytes = |tensor: &Tensor| torch_bridge::tensors::to_bytes(tensor).unwrap();
         self.parameters.iter().map(|p| (p.plan.name.clone(), bytes(&p.tensor))).collect()
     }
@@ -113,7 +117,7 @@ pub fn stream() -> Arc<TokenStream> {
     Arc::new(TokenStream::from_documents(documents.iter().map(Vec::as_slice), 0))
 }
 
-pub fn loop_config(changes: Value) -> LoopConfig {
+pub fn loop_config(changes: &Value) -> LoopConfig {
     let mut config = json!({
         "steps": 20, "batch_size": 4, "sequence_length": 8, "evaluate_every": 5,
         "optimizer": { "kind": "adamw", "lr": 0.01 },
@@ -143,7 +147,7 @@ pub fn run(
     options: RunOptions,
     config: &LoopConfig,
     change: impl FnOnce(&mut Bigram),
-) -> Result<(Outcome, Vec<(String, Vec<u8>)>), TrainError> {
+) -> Result<(Outcome, Weights), TrainError> {
     let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let mut run = Run::open(recipe, options)?;
     let stream = stream();
