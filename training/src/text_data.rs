@@ -29,7 +29,7 @@ pub struct TextData {
 
 impl TextData {
     /// Reads the sections `data` and `tokenizer`, trains the tokenizer if need be, and leaves the manifest of the data
-    /// and the tokenizer in the run directory. A resumed run takes the tokenizer that it left there.
+    /// and the tokenizer in the run directory. Later stages and a resumed run take the tokenizer that was left there.
     ///
     /// # Errors
     /// When a section is missing, or data or tokenizer fail.
@@ -41,7 +41,7 @@ impl TextData {
         run.directory().write_data_manifest(&corpus.files)?;
 
         let (spec, saved) = (tokenizer.0.make()?, run.directory().tokenizer());
-        let tokenizer = if run.is_resumed() && spec.needs_training() && saved.exists() {
+        let tokenizer = if spec.needs_training() && saved.exists() {
             Tokenizer::load(&saved)?
         } else {
             let tokenizer = spec.build(&corpus.training_texts(), &resolve)?;

@@ -17,6 +17,8 @@ use serde_json::json;
 use training::prelude::*;
 
 const CHILD: &str = "TRAINING_CHILD";
+/// Milliseconds that every step of the child waits.
+const PAUSE: &str = "TRAINING_PAUSE";
 const STEPS: u64 = 80;
 /// A checkpoint every second step: most of the time goes into writing them.
 const OFTEN: &str =
@@ -31,7 +33,8 @@ fn child() {
     let Ok(folder) = std::env::var(CHILD) else { return };
     let mut options = options(Path::new(&folder), Path::new(&folder).exists());
     options.console = Console::stdout();
-    match run(&recipe(OFTEN), options, &config(), |_| ()) {
+    let pause = std::env::var(PAUSE).map_or(0, |text| text.parse().unwrap());
+    match run(&recipe(OFTEN), options, &config(), |task| task.pause = Duration::from_millis(pause)) {
         Ok(_) => {}
         Err(error) => {
             eprintln!("{error}");
@@ -117,6 +120,22 @@ fn ctrl_c_writes_a_checkpoint_and_says_how_to_go_on() {
         assert!(metrics(&whole) == metrics(&broken), "the metrics differ");
         assert!(checkpoint_bytes(&whole, STEPS) == checkpoint_bytes(&broken, STEPS));
     }
+}
+
+#[test]
+fn a_second_ctrl_c_stops_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run");
+    let mut child = command(&path).env(PAUSE, "2000").spawn().unwrap();
+    wait_for_steps(&mut child, &path, 1);
+    send(&child, "INT");
+    std::thread::sleep(Duration::from_millis(200)); // well within the next step
+    assert!(child.try_wait().unwrap().is_none());
+    let begin = Instant::now();
+    send(&child, "INT");
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(begin.elapsed() < Duration::from_millis(1500));
+    assert_eq!(metrics(&path).len(), 1);
 }
 
 fn send(child: &Child, signal: &str) {

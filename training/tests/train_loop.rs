@@ -229,7 +229,11 @@ fn settings_that_contradict_are_refused_before_anything_is_trained() {
         (json!({ "steps": 0 }), "steps must be at least 1"),
     ] {
         let folder = folder();
-        let error = run(&recipe(TRAINER), options(folder.path(), false), &loop_config(&changes), |_| ());
+        let config = loop_config(&changes);
+        let found = config.check("stages[0]");
+        let early = config.steps > 0 && (words.contains("warmup") || words.contains("nearest"));
+        assert_eq!(found.iter().any(|finding| finding.message.contains(words)), early, "{found:?}");
+        let error = run(&recipe(TRAINER), options(folder.path(), false), &config, |_| ());
         let error = error.unwrap_err().to_string();
         assert!(error.contains(words), "{words}: {error}");
     }

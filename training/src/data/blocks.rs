@@ -6,9 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tch::Device;
 
-use super::{
-    Batch, DataError, Fingerprint, Loader, Permutation, TokenStream, loader::part_size, stream::Rows,
-};
+use super::{Batch, DataError, Fingerprint, Loader, Permutation, TokenStream, part_size, stream::Rows};
 
 /// Windows of `sequence_length` tokens, in a new order every epoch.
 ///

@@ -29,7 +29,7 @@ pub trait Loader {
 }
 
 /// Samples per part, when the parts are equal.
-pub(super) fn part_size(batch_size: usize, parts: usize) -> Result<usize, DataError> {
+pub(crate) fn part_size(batch_size: usize, parts: usize) -> Result<usize, DataError> {
     for (name, value) in [("batch_size", batch_size), ("accumulation", parts)] {
         if value == 0 {
             return Err(DataError::Zero { name });

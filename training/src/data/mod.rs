@@ -20,6 +20,7 @@ pub use corpus::{Corpus, Document, FileRecord};
 pub use error::DataError;
 pub use fingerprint::Fingerprint;
 pub use loader::Loader;
+pub(crate) use loader::part_size;
 pub use permutation::Permutation;
 pub use split::SplitKind;
 pub use stream::TokenStream;

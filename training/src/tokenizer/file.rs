@@ -12,6 +12,7 @@ use crate::slot::{Resolve, TokenizerSpec, tokenizer};
 #[component_config]
 pub struct TokenizerFile {
     /// The file.
+    #[schemars(extend("x-exists" = true))]
     pub path: RecipePath,
     /// The token between documents, as the file spells it.
     #[default(END_OF_TEXT.to_owned())]

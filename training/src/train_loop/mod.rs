@@ -14,7 +14,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hymba_plus::{component_config, registry::Component};
+use hymba_plus::{
+    component_config,
+    registry::{Component, Finding},
+};
 use tch::Device;
 
 use crate::{
@@ -67,6 +70,38 @@ pub struct LoopConfig {
     /// The measurement, lower being better, that chooses the best checkpoint.
     #[default("validation_loss".to_owned())]
     pub best_metric: String,
+}
+
+impl LoopConfig {
+    /// What is wrong with these settings, to be found before anything runs; `path` is where they stand in the recipe,
+    /// as `stages[0]`.
+    pub fn check(&self, path: &str) -> Vec<Finding> {
+        let finding = |key: &str, rule: &str, message: String| Finding {
+            path: format!("{path}.{key}"),
+            message,
+            rule: rule.to_owned(),
+            help: None,
+        };
+        let mut findings = Vec::new();
+        if let Err(error) = crate::data::part_size(self.batch_size, self.accumulation) {
+            let rule = "accumulation cuts batch_size into equal parts";
+            findings.push(finding("accumulation", rule, error.to_string()));
+        }
+        if let Err(error) = self.schedule.make().map_err(TrainError::from).and_then(|schedule| {
+            schedule.check(self.steps)?;
+            Ok(())
+        }) {
+            findings.push(finding(
+                "schedule",
+                "a schedule fits into the steps of its stage",
+                error.to_string(),
+            ));
+        }
+        if let Err(error) = self.optimizer.make() {
+            findings.push(finding("optimizer", "an optimizer's settings fit its kind", error.to_string()));
+        }
+        findings
+    }
 }
 
 /// How a stage ended.

@@ -5,6 +5,7 @@
 use std::{
     path::Path,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use hymba_plus::{
@@ -27,6 +28,8 @@ pub struct Bigram {
     pub evaluations: u64,
     /// Gives a loss that is not a number when the step's first batch is this one.
     pub poison: Option<u64>,
+    /// What every batch waits for.
+    pub pause: Duration,
     batches: u64,
 }
 
@@ -56,6 +59,7 @@ impl Bigram {
             dropout: 0.2,
             evaluations: 0,
             poison: None,
+            pause: Duration::ZERO,
             batches: 0,
         }
     }
@@ -82,6 +86,7 @@ impl Task for Bigram {
     }
 
     fn loss(&mut self, batch: &Batch) -> Result<Loss, TaskError> {
+        std::thread::sleep(self.pause);
         let sum = self.sum(batch, true);
         self.batches += 1;
         Ok(Loss::of_sum(if self.poison == Some(self.batches) { sum * f64::NAN } else { sum }))
