@@ -6,14 +6,19 @@ use clap::{Args, Parser, Subcommand};
 
 /// Research on language models that mix attention, state-space models, xLSTM and experts in one network.
 #[derive(Debug, Parser)]
-#[command(name = "hymba", version, arg_required_else_help = true, after_help = "\
+#[command(
+    name = "hymba",
+    version,
+    arg_required_else_help = true,
+    after_help = "\
 Examples:
   hymba validate recipes/*.yaml                    check recipes: every mistake in one pass
   hymba plan recipes/quickstart.yaml               layers, parameters, FLOPs, memory; allocates nothing
   hymba run recipes/quickstart.yaml                train, evaluate, sample
   hymba run recipes/quickstart.yaml --resume       go on where a stopped run was
   hymba components sequence_mixer                  what a layer can be made of, with every field
-  hymba generate runs/quickstart --prompt 'fn '    continue a text with a trained model")]
+  hymba generate runs/quickstart --prompt 'fn '    continue a text with a trained model"
+)]
 pub struct Arguments {
     /// What to do.
     #[command(subcommand)]
@@ -71,7 +76,9 @@ Examples:
     /// Show what this binary finds: libtorch, processor, GPU
     Doctor,
     /// Print a completion script for a shell
-    #[command(after_help = "Example:\n  hymba completions bash > ~/.local/share/bash-completion/completions/hymba")]
+    #[command(
+        after_help = "Example:\n  hymba completions bash > ~/.local/share/bash-completion/completions/hymba"
+    )]
     Completions {
         /// The shell.
         shell: clap_complete::Shell,

@@ -2,7 +2,11 @@
 
 mod common;
 
-use std::{process::Stdio, thread::sleep, time::{Duration, Instant}};
+use std::{
+    process::Stdio,
+    thread::sleep,
+    time::{Duration, Instant},
+};
 
 use common::{Project, final_bytes};
 
@@ -49,7 +53,10 @@ fn killed_twenty_times_and_resumed() {
         child.wait().unwrap();
         let out = project.succeed(&["run", "recipe.yaml", "--run-dir", &run, "--resume"]);
         fresh += usize::from(out.contains("afresh"));
-        assert!(final_bytes(&project.path(&run)) == expected, "try {try_number} ends with other bits:\n{out}");
+        assert!(
+            final_bytes(&project.path(&run)) == expected,
+            "try {try_number} ends with other bits:\n{out}"
+        );
         assert_eq!(metrics(&project, &run), metrics(&project, "whole"), "try {try_number}");
     }
     println!("killed {killed} of 20 while running, {fresh} of them before the first checkpoint");
@@ -66,7 +73,8 @@ fn ctrl_c_writes_a_checkpoint_and_says_how_to_go_on() {
     while !begun.exists() {
         sleep(Duration::from_millis(5));
     }
-    let interrupted = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    let interrupted =
+        std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
     assert!(interrupted.success());
     let output = child.wait_with_output().unwrap();
     let out = String::from_utf8_lossy(&output.stdout);

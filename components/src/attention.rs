@@ -70,10 +70,17 @@ impl Attention {
 impl SequenceMixer for Attention {
     fn plan(&self, plan: &mut ModulePlan) -> Result<(), Finding> {
         if self.head_dim.is_none() {
-            plan.divide(plan.context.d_model, self.n_heads, "n_heads", "`head_dim` is not given and d_model / n_heads")?;
+            plan.divide(
+                plan.context.d_model,
+                self.n_heads,
+                "n_heads",
+                "`head_dim` is not given and d_model / n_heads",
+            )?;
         }
         let heads = self.heads(plan.context.d_model);
-        if let Err(finding) = plan.divide(heads.q, heads.kv, "n_kv_heads", "queries for each head of keys and values") {
+        if let Err(finding) =
+            plan.divide(heads.q, heads.kv, "n_kv_heads", "queries for each head of keys and values")
+        {
             plan.refuse(finding);
         }
         let consumes = matches!(plan.context.kv, KvRole::Consumer { .. });
@@ -83,7 +90,13 @@ impl SequenceMixer for Attention {
             plan.input("v", heads.kv * heads.v_dim);
             let growth = self.window.map_or(Growth::Unbounded, Growth::Window);
             for (name, width) in [("k", heads.dim), ("v", heads.v_dim)] {
-                plan.growing_state(&format!("meta_{name}"), &[heads.kv, width], 2, Growth::Prefix, StateKind::Compute);
+                plan.growing_state(
+                    &format!("meta_{name}"),
+                    &[heads.kv, width],
+                    2,
+                    Growth::Prefix,
+                    StateKind::Compute,
+                );
                 plan.growing_state(name, &[heads.kv, width], 2, growth, StateKind::Compute);
             }
             plan.growing_state("position", &[], 1, growth, StateKind::Int64);
@@ -115,7 +128,10 @@ impl SequenceMixer for Attention {
         let (keys, after) = match parts.plan.context.kv {
             KvRole::Consumer { producer } => {
                 let view = call.shared.ok_or_else(|| {
-                    Error::other(format!("{} reads keys of layer {producer}, which shares none", parts.plan.name))
+                    Error::other(format!(
+                        "{} reads keys of layer {producer}, which shares none",
+                        parts.plan.name
+                    ))
                 })?;
                 (Keys::from_view(view)?, State::empty())
             }
@@ -137,7 +153,13 @@ impl SequenceMixer for Attention {
         let y = if span.time == 0 {
             Tensor::f_zeros([span.batch, heads.q, 0, heads.v_dim], (q.kind(), q.device()))?
         } else {
-            attention(&Operands { query: &q, key: &keys.k, value: &keys.v, visibility: &visibility, dropout })?
+            attention(&Operands {
+                query: &q,
+                key: &keys.k,
+                value: &keys.v,
+                visibility: &visibility,
+                dropout,
+            })?
         };
         let y = y.f_transpose(1, 2)?.f_reshape([span.batch, span.time, heads.q * heads.v_dim])?;
         let view = (parts.plan.context.kv == KvRole::Producer).then(|| keys.view());
@@ -174,7 +196,11 @@ impl Attention {
     fn turned(&self, parts: &Parts, x: &Tensor, norm: &str, n: i64, dim: i64, span: &Span) -> Result<Tensor> {
         let mut heads = x.f_view([span.batch, span.time, n, dim])?;
         if let Some(weight) = parts.optional_parameter(norm) {
-            let wide = if x.kind() == Kind::Double { heads.shallow_clone() } else { heads.f_to_kind(Kind::Float)? };
+            let wide = if x.kind() == Kind::Double {
+                heads.shallow_clone()
+            } else {
+                heads.f_to_kind(Kind::Float)?
+            };
             let mean_square = wide.f_square()?.f_mean_dim([-1].as_slice(), true, None)?;
             heads = (wide * (mean_square + self.qk_norm_eps).f_rsqrt()?).f_to_kind(x.kind())? * weight;
         }
@@ -182,7 +208,14 @@ impl Attention {
     }
 
     /// The keys of meta tokens, cache and call, and the state after the call.
-    fn own_keys(&self, parts: &Parts, x: &Inputs, state: &State, span: &Span, heads: Heads) -> Result<(Keys, State)> {
+    fn own_keys(
+        &self,
+        parts: &Parts,
+        x: &Inputs,
+        state: &State,
+        span: &Span,
+        heads: Heads,
+    ) -> Result<(Keys, State)> {
         let k = self.turned(parts, x.get("k")?, "k_norm", heads.kv, heads.dim, span)?;
         let v = x.get("v")?.f_view([span.batch, span.time, heads.kv, heads.v_dim])?.f_transpose(1, 2)?;
         let old_positions = state.get("position")?.shallow_clone();

@@ -54,7 +54,8 @@ impl Norm for LayerNorm {
     fn forward(&self, parts: &Parts, x: &Tensor) -> Result<Tensor> {
         let (weight, bias) = (parts.parameter("weight")?, parts.optional_parameter("bias"));
         let wide = widen(x)?;
-        let (weight, bias) = (weight.f_to_kind(wide.kind())?, bias.map(|b| b.f_to_kind(wide.kind())).transpose()?);
+        let (weight, bias) =
+            (weight.f_to_kind(wide.kind())?, bias.map(|b| b.f_to_kind(wide.kind())).transpose()?);
         let y = wide.f_layer_norm(weight.size(), Some(&weight), bias.as_ref(), self.eps, false)?;
         Ok(y.f_to_kind(x.kind())?)
     }

@@ -163,7 +163,10 @@ impl Frequencies for RopeLinear {
 
 impl Frequencies for RopeNtk {
     fn frequencies(&self, dim: i64, _length: i64) -> Vec<f64> {
-        geometric(ntk_base(self.theta, self.factor, self.max_positions, self.original_max_positions, dim), dim)
+        geometric(
+            ntk_base(self.theta, self.factor, self.max_positions, self.original_max_positions, dim),
+            dim,
+        )
     }
 
     fn max_positions(&self) -> Option<i64> {
@@ -214,8 +217,8 @@ impl Frequencies for RopeLlama3 {
             if wavelength < original / self.high_freq_factor {
                 return frequency;
             }
-            let kept =
-                (original / wavelength - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor);
+            let kept = (original / wavelength - self.low_freq_factor)
+                / (self.high_freq_factor - self.low_freq_factor);
             (1.0 - kept) * frequency / self.factor + kept * frequency
         };
         geometric(self.theta, dim).into_iter().map(scale).collect()
@@ -243,14 +246,16 @@ fn plan_rotary(rope: &dyn Frequencies, plan: &mut ModulePlan) -> Result<(), Find
     let dim = plan.input_width;
     if dim % 2 != 0 || dim < 4 {
         let message = format!("heads of {dim} channels cannot be turned in pairs");
-        let mut finding = plan.finding("", message, "`head_dim` is even and at least 4 under a rotary embedding");
+        let mut finding =
+            plan.finding("", message, "`head_dim` is even and at least 4 under a rotary embedding");
         finding.help = Some(format!("use head_dim {}", (dim + 1).max(4) & !1));
         return Err(finding);
     }
     if let (Some(rope), Some(model)) = (rope.max_positions(), plan.context.max_positions)
         && rope < model
     {
-        let message = format!("the rotary embedding reaches {rope} positions, the model is meant for {model}");
+        let message =
+            format!("the rotary embedding reaches {rope} positions, the model is meant for {model}");
         let rule = "`max_positions` of the model is at most that of its position encoding";
         plan.refuse(plan.finding("max_positions", message, rule));
     }
@@ -277,7 +282,8 @@ fn rotate(rope: &dyn Frequencies, x: &Tensor, positions: &Tensor) -> Result<Tens
     // [batch or 1, 1, time, dim / 2]
     let angles = positions.f_to_kind(kind)?.f_unsqueeze(-1)?.f_unsqueeze(1)? * frequencies;
     let scale = rope.attention_factor();
-    let (cos, sin) = ((angles.f_cos()? * scale).f_to_kind(x.kind())?, (angles.f_sin()? * scale).f_to_kind(x.kind())?);
+    let (cos, sin) =
+        ((angles.f_cos()? * scale).f_to_kind(x.kind())?, (angles.f_sin()? * scale).f_to_kind(x.kind())?);
     let (first, second) = (x.f_narrow(3, 0, dim / 2)?, x.f_narrow(3, dim / 2, dim / 2)?);
     Ok(Tensor::f_cat(&[&first * &cos - &second * &sin, &second * &cos + &first * &sin], 3)?)
 }
@@ -297,14 +303,19 @@ mod tests {
     #[test]
     fn frequencies_equal_those_of_transformers() {
         let linear = RopeLinear { theta: 1e4, factor: 4.0 };
-        let expected = [
-            0.25, 0.079_056_941, 0.025, 0.007_905_694_7, 0.0025, 0.000_790_569_47, 0.000_25, 7.905_694_7e-5,
-        ];
+        let expected =
+            [0.25, 0.079_056_941, 0.025, 0.007_905_694_7, 0.0025, 0.000_790_569_47, 0.000_25, 7.905_694_7e-5];
         close(&linear.frequencies(16, 0), &expected);
         let dynamic = RopeDynamicNtk { theta: 1e4, factor: 4.0, original_max_positions: 2048 };
         let expected = [
-            1.0, 0.219_212_472, 0.048_054_102_8, 0.010_534_058_3, 0.002_309_196_86, 0.000_506_204_728,
-            0.000_110_966_386, 2.432_521_25e-5,
+            1.0,
+            0.219_212_472,
+            0.048_054_102_8,
+            0.010_534_058_3,
+            0.002_309_196_86,
+            0.000_506_204_728,
+            0.000_110_966_386,
+            2.432_521_25e-5,
         ];
         close(&dynamic.frequencies(16, 8192), &expected);
         close(&dynamic.frequencies(16, 100), &geometric(1e4, 16));
@@ -317,7 +328,14 @@ mod tests {
             attention_factor: None,
         };
         let expected = [
-            1.0, 0.316_227_764, 0.1, 0.025_693_506, 0.006_249_999_63, 0.001_383_496_56, 0.000_25, 7.905_694_7e-5,
+            1.0,
+            0.316_227_764,
+            0.1,
+            0.025_693_506,
+            0.006_249_999_63,
+            0.001_383_496_56,
+            0.000_25,
+            7.905_694_7e-5,
         ];
         close(&yarn.frequencies(16, 0), &expected);
         assert!((yarn.attention_factor() - 1.138_629_436).abs() < 1e-9);

@@ -47,7 +47,8 @@ impl Stage for Evaluate {
         context.run.start_stage(&stage)?;
         let blocks = context.data.validation_blocks(self.sequence_length, self.batch_size, &context.run)?;
         let Some(blocks) = blocks else {
-            let message = "there is nothing to evaluate on: set `data.validation_fraction` above 0".to_owned();
+            let message =
+                "there is nothing to evaluate on: set `data.validation_fraction` above 0".to_owned();
             return Err(StageError::Other(message));
         };
         let bytes = context.data.validation_bytes.max(1) as f64;
@@ -85,7 +86,11 @@ impl Evaluate {
         let row = |(order, name): (usize, &str)| {
             let (sum, count) = NGram::train(order, vocabulary, &[train.tokens()]).loss(&[held_out.tokens()]);
             let loss = sum / count.max(1) as f64;
-            Row { name: format!("{name} of the same tokens"), loss: Some(loss), bits_per_byte: bits(loss, count as f64) }
+            Row {
+                name: format!("{name} of the same tokens"),
+                loss: Some(loss),
+                bits_per_byte: bits(loss, count as f64),
+            }
         };
         [(1, "unigram"), (2, "bigram")].map(row).into()
     }
@@ -119,9 +124,11 @@ fn report(context: &StageContext<'_>, rows: &[Row], tokens: u64) -> Result<(), S
         "",
     );
     for row in rows {
-        let number = |value: Option<f64>, digits| value.map_or("-".to_owned(), |value| format!("{value:.digits$}"));
+        let number =
+            |value: Option<f64>, digits| value.map_or("-".to_owned(), |value| format!("{value:.digits$}"));
         let (loss, perplexity) = (number(row.loss, 4), number(row.loss.map(f64::exp), 2));
-        let _ = writeln!(text, "{:<width$}  {loss:>10}  {perplexity:>10}  {:>9.3}", row.name, row.bits_per_byte);
+        let _ =
+            writeln!(text, "{:<width$}  {loss:>10}  {perplexity:>10}  {:>9.3}", row.name, row.bits_per_byte);
     }
     context.run.console().line(text.trim_end());
     let json: Vec<_> = rows

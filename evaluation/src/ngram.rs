@@ -42,7 +42,9 @@ impl NGram {
     pub fn probability(&self, context: &[u32], symbol: u32) -> f64 {
         let mut probability = 1.0 / self.vocabulary;
         for length in 0..self.order.min(context.len() + 1) {
-            let Some(followers) = self.contexts[length].get(&context[context.len() - length..]) else { break };
+            let Some(followers) = self.contexts[length].get(&context[context.len() - length..]) else {
+                break;
+            };
             let kinds = followers.counts.len() as f64;
             let count = followers.counts.get(&symbol).copied().unwrap_or_default();
             probability = (count + kinds * probability) / (followers.total + kinds);

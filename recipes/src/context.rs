@@ -122,7 +122,9 @@ pub enum StageError {
     #[error(transparent)]
     Task(#[from] TaskError),
     /// A stage needs a model and there is none yet.
-    #[error("stage `{stage}` needs a model, and no stage before it makes one; put a stage such as `pretrain` before it")]
+    #[error(
+        "stage `{stage}` needs a model, and no stage before it makes one; put a stage such as `pretrain` before it"
+    )]
     NoModel {
         /// The stage.
         stage: String,

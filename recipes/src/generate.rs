@@ -63,15 +63,28 @@ impl Stage for Generate {
             let seed = context.run.seed().wrapping_add(i as u64);
             let mut text = String::new();
             let tokenizer = &context.data.tokenizer;
-            let count = continue_text(context.trained_model()?, tokenizer, prompt, self.max_new_tokens, &sampling, seed, |part| {
-                text.push_str(part);
-                true
-            })?;
+            let count = continue_text(
+                context.trained_model()?,
+                tokenizer,
+                prompt,
+                self.max_new_tokens,
+                &sampling,
+                seed,
+                |part| {
+                    text.push_str(part);
+                    true
+                },
+            )?;
             let sample = format!("--- prompt {prompt:?}, seed {seed}, {count} tokens\n{prompt}{text}\n");
             context.run.console().line(&sample);
             samples.push_str(&sample);
         }
-        let path = context.run.directory().stage_files(&stage).map_err(training::TrainError::from)?.join("samples.txt");
+        let path = context
+            .run
+            .directory()
+            .stage_files(&stage)
+            .map_err(training::TrainError::from)?
+            .join("samples.txt");
         std::fs::write(&path, samples).map_err(|source| StageError::Io { path, source })?;
         context.run.finish_stage(&stage)?;
         Ok(())

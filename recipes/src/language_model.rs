@@ -30,7 +30,12 @@ fn failed(error: torch_bridge::Error) -> TaskError {
 }
 
 /// Logits of a batch from the state that every document starts from.
-fn logits(model: &Model, batch: &Batch, initial: &ModelState, training: bool) -> torch_bridge::Result<Tensor> {
+fn logits(
+    model: &Model,
+    batch: &Batch,
+    initial: &ModelState,
+    training: bool,
+) -> torch_bridge::Result<Tensor> {
     let resets = batch.has_resets().then_some(&batch.resets);
     let input = SpanInput { resets, training, ..SpanInput::default() };
     let (hidden, _) = model.forward(&batch.tokens, initial, initial, input)?;

@@ -9,10 +9,14 @@ use hymba_plus::{
 };
 use training::trainer::TokenizerSection;
 
+use crate::context::StagesSection;
+
 register_check!("model", check);
 
 fn check(recipe: &Recipe) -> Vec<Finding> {
-    plan_model(recipe).err().unwrap_or_default()
+    // A fragment that is there to be extended may leave the vocabulary to its recipes' tokenizers.
+    let fragment = recipe.values().get(StagesSection::KEY).is_none();
+    plan_model_with(recipe, fragment.then_some(1)).err().unwrap_or_default()
 }
 
 /// The plan of a recipe's model; none when it has no section `model`.
@@ -20,6 +24,10 @@ fn check(recipe: &Recipe) -> Vec<Finding> {
 /// # Errors
 /// Every rule that the model breaks, the vocabulary against the tokenizer's included.
 pub fn plan_model(recipe: &Recipe) -> Result<Option<ModelPlan>, Vec<Finding>> {
+    plan_model_with(recipe, None)
+}
+
+fn plan_model_with(recipe: &Recipe, vocabulary: Option<i64>) -> Result<Option<ModelPlan>, Vec<Finding>> {
     let Ok(Some(config)) = recipe.section::<ModelConfig>() else { return Ok(None) };
     let tokenizer = tokenizer_vocabulary(recipe)?;
     let mut findings = Vec::new();
@@ -33,7 +41,7 @@ pub fn plan_model(recipe: &Recipe) -> Result<Option<ModelPlan>, Vec<Finding>> {
             help: Some(format!("use {tokenizer}, or leave `vocab_size` out: it is then the tokenizer's")),
         });
     }
-    match ModelPlan::resolve(&config, tokenizer) {
+    match ModelPlan::resolve(&config, tokenizer.or(vocabulary)) {
         Ok(plan) if findings.is_empty() => Ok(Some(plan)),
         Ok(_) => Err(findings),
         Err(more) => Err(findings.into_iter().chain(more).collect()),

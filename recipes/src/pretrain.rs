@@ -1,6 +1,12 @@
 //! The stage `pretrain`: next-token prediction on the recipe's text.
 
-use hymba_plus::{component_config, config::Recipe, plan::ModelPlan, prelude::register, registry::{Component, Finding}};
+use hymba_plus::{
+    component_config,
+    config::Recipe,
+    plan::ModelPlan,
+    prelude::register,
+    registry::{Component, Finding},
+};
 use training::{
     slot::{optimizer, schedule},
     train,
@@ -8,8 +14,8 @@ use training::{
 };
 
 use crate::{
-    language_model::LanguageModel,
     context::{Stage, StageContext, StageError, stage},
+    language_model::LanguageModel,
 };
 
 /// Trains the model to predict the next token of the recipe's text.
@@ -81,15 +87,23 @@ impl Stage for Pretrain {
         if let Some(most) = plan.and_then(|plan| plan.max_positions)
             && self.sequence_length as i64 > most
         {
-            let message = format!("sequences of {} tokens, the model is meant for {most}", self.sequence_length);
-            let help = format!("use at most {most}, or raise `model.max_positions` and its position encoding's");
+            let message =
+                format!("sequences of {} tokens, the model is meant for {most}", self.sequence_length);
+            let help =
+                format!("use at most {most}, or raise `model.max_positions` and its position encoding's");
             refuse("sequence_length", message, "`sequence_length` is at most `model.max_positions`", help);
         }
         if !self.batch_size.is_multiple_of(self.accumulation) {
-            let message = format!("{} sequences cannot be cut into {} equal parts", self.batch_size, self.accumulation);
+            let message =
+                format!("{} sequences cannot be cut into {} equal parts", self.batch_size, self.accumulation);
             let near = (1..=self.batch_size).filter(|n| self.batch_size.is_multiple_of(*n));
             let near = near.min_by_key(|n| n.abs_diff(self.accumulation)).unwrap_or(1);
-            refuse("accumulation", message, "`accumulation` divides `batch_size`", format!("the nearest is {near}"));
+            refuse(
+                "accumulation",
+                message,
+                "`accumulation` divides `batch_size`",
+                format!("the nearest is {near}"),
+            );
         }
         if let Ok(schedule) = self.schedule.make()
             && let Err(error) = schedule.check(self.steps)

@@ -11,8 +11,8 @@ use training::{
 };
 
 use crate::{
-    plan_model,
     context::{RunError, StageContext, StageError, StagesSection},
+    plan_model,
 };
 
 register_check!("stages", check);

@@ -10,8 +10,8 @@ use tch::{Device, Kind};
 use training::{checkpoint::CheckpointStore, tokenizer::Tokenizer};
 
 use crate::{
-    plan_model,
     context::{StageError, StagesSection},
+    plan_model,
 };
 
 /// The recipe, the tokenizer and the newest weights of a run directory.
@@ -54,7 +54,10 @@ impl SavedRun {
             let model = Model::build(&plan, BuildOptions { device, kind: Kind::Float, seed: 0 })?;
             let tensors: Vec<_> =
                 model.parameters().iter().map(|p| (p.plan.name.clone(), p.tensor.shallow_clone())).collect();
-            checkpoint.model().and_then(|file| file.load_into(&tensors)).map_err(training::TrainError::from)?;
+            checkpoint
+                .model()
+                .and_then(|file| file.load_into(&tensors))
+                .map_err(training::TrainError::from)?;
             let tokenizer = Tokenizer::load(&folder.join("tokenizer.json"))?;
             let checkpoint = checkpoint.path().to_owned();
             return Ok(Self { recipe, tokenizer, model, checkpoint });

@@ -18,7 +18,8 @@ pub mod official;
 /// # Panics
 /// When it is not a model, with everything that is wrong.
 pub fn plan(yaml: &str) -> ModelPlan {
-    let value: serde_json::Value = serde_yaml::from_str(yaml).unwrap_or_else(|error| panic!("{error}\n{yaml}"));
+    let value: serde_json::Value =
+        serde_yaml::from_str(yaml).unwrap_or_else(|error| panic!("{error}\n{yaml}"));
     let config: ModelConfig = parse_config(value).unwrap_or_else(|error| panic!("{error}\n{yaml}"));
     ModelPlan::resolve(&config, None).unwrap_or_else(|findings| panic!("{findings:#?}\n{yaml}"))
 }

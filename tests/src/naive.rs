@@ -42,7 +42,8 @@ fn turn(x: &Tensor, theta: f64) -> Tensor {
 /// # Panics
 /// When the model is not of this shape.
 pub fn forward(model: &Model, shape: &Shape, ids: &[i64]) -> Tensor {
-    let p = |name: &str| model.parameters().get(name).unwrap_or_else(|| panic!("{name}")).tensor.shallow_clone();
+    let p =
+        |name: &str| model.parameters().get(name).unwrap_or_else(|| panic!("{name}")).tensor.shallow_clone();
     let meta = p("meta_tokens");
     let n_meta = meta.size()[0];
     let words = Tensor::embedding(&p("embedding.weight"), &Tensor::from_slice(ids), -1, false, false);
@@ -113,7 +114,8 @@ fn mamba(q: &dyn Fn(&str) -> Tensor, shape: &Shape, x: &Tensor, time: i64, inner
     let [state, rank] = shape.state_and_rank;
     let weight = m("conv.weight");
     let width = weight.size()[1];
-    let padded = Tensor::cat(&[Tensor::zeros([width - 1, inner], (Kind::Double, Device::Cpu)), x.shallow_clone()], 0);
+    let padded =
+        Tensor::cat(&[Tensor::zeros([width - 1, inner], (Kind::Double, Device::Cpu)), x.shallow_clone()], 0);
     let mut u = Tensor::zeros([time, inner], (Kind::Double, Device::Cpu)) + m("conv.bias");
     for k in 0..width {
         u = u + padded.narrow(0, k, time) * weight.select(1, k);

@@ -16,7 +16,8 @@ pub fn folder() -> PathBuf {
 /// # Panics
 /// When the file is not such a configuration.
 pub fn model_section(name: &str, window: i64) -> String {
-    let text = std::fs::read_to_string(folder().join(format!("{name}.config.json"))).expect("the fixture is there");
+    let text =
+        std::fs::read_to_string(folder().join(format!("{name}.config.json"))).expect("the fixture is there");
     let config: Value = serde_json::from_str(&text).expect("the fixture is JSON");
     let int = |key: &str| config[key].as_i64().unwrap_or_else(|| panic!("{key}"));
     let d_inner = int("hidden_size") * int("mamba_expand");
@@ -126,7 +127,8 @@ pub fn our_name(official: &str) -> String {
 /// # Panics
 /// When one is missing or does not fit.
 pub fn load(model: &Model, weights: &BTreeMap<String, Tensor>) {
-    let mut missing: Vec<_> = model.parameters().iter().map(|parameter| parameter.plan.name.clone()).collect();
+    let mut missing: Vec<_> =
+        model.parameters().iter().map(|parameter| parameter.plan.name.clone()).collect();
     for (official, values) in weights {
         let name = our_name(official);
         // Consumers of shared keys keep a k_norm in the official code that nothing reads.
@@ -134,7 +136,10 @@ pub fn load(model: &Model, weights: &BTreeMap<String, Tensor>) {
             assert!(name.ends_with("k_norm"), "{name} is not a parameter of the model");
             continue;
         };
-        model.parameters().set(&name, &values.reshape(parameter.plan.shape.as_slice())).expect("the shape fits");
+        model
+            .parameters()
+            .set(&name, &values.reshape(parameter.plan.shape.as_slice()))
+            .expect("the shape fits");
         missing.retain(|other| *other != name);
     }
     assert!(missing.is_empty(), "the official weights lack {missing:?}");

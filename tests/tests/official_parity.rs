@@ -11,7 +11,10 @@ const WINDOW: i64 = 8;
 
 fn fixture(name: &str, window: i64, kind: Kind) -> Model {
     let model = hymba_tests::model(&official::model_section(name, window), kind, 0);
-    official::load(&model, &read_safetensors(&official::folder().join(format!("{name}.weights.safetensors"))));
+    official::load(
+        &model,
+        &read_safetensors(&official::folder().join(format!("{name}.weights.safetensors"))),
+    );
     model
 }
 
@@ -53,7 +56,10 @@ fn parity(name: &str, kind: Kind, forward: f64, backward: f64) {
         }
     }
     compare("logits_full", &logits, &io["logits_full"], forward);
-    let loss = logits.slice(1, 0, -1, 1).reshape([-1, 97]).cross_entropy_for_logits(&ids.slice(1, 1, 24, 1).reshape([-1]));
+    let loss = logits
+        .slice(1, 0, -1, 1)
+        .reshape([-1, 97])
+        .cross_entropy_for_logits(&ids.slice(1, 1, 24, 1).reshape([-1]));
     compare("loss", &loss.reshape([1]), &io["loss"], forward);
     println!("{name} {kind:?}: forward worst {:.2e} at {}", worst.0, worst.1);
     loss.backward();
@@ -62,7 +68,10 @@ fn parity(name: &str, kind: Kind, forward: f64, backward: f64) {
         let ours = official::our_name(official);
         let Some(parameter) = model.parameters().get(&ours) else { continue };
         let error = relative_rms(&parameter.tensor.grad(), &theirs.reshape(parameter.plan.shape.as_slice()));
-        assert!(error <= backward, "{name} {kind:?} gradient of {ours}: relative RMS {error:.2e} > {backward:.0e}");
+        assert!(
+            error <= backward,
+            "{name} {kind:?} gradient of {ours}: relative RMS {error:.2e} > {backward:.0e}"
+        );
         if error > worst.0 {
             worst = (error, ours);
         }

@@ -12,7 +12,14 @@ fn the_released_model_has_its_parameters_and_its_state() {
     let (mut official, mut ours) = (0, 0);
     for (_, _, state) in plan.states() {
         let elements = state.elements(plan.meta_tokens, 8192);
-        ours += elements * if state.kind == StateKind::Compute { 2 } else if state.kind == StateKind::Float { 4 } else { 8 };
+        ours += elements
+            * if state.kind == StateKind::Compute {
+                2
+            } else if state.kind == StateKind::Float {
+                4
+            } else {
+                8
+            };
         official += match (state.name.as_str(), state.growth) {
             ("position", _) => 0,
             ("conv_tail", Growth::Fixed) => elements / 3 * 4 * 2,

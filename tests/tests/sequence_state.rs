@@ -68,10 +68,13 @@ fn packed_documents_equal_documents_alone_with_every_gradient() {
     let documents: Vec<Vec<Vec<i64>>> = rows
         .iter()
         .enumerate()
-        .map(|(r, lengths)| lengths.iter().enumerate().map(|(i, &n)| tokens(n, (r * 10 + i) as i64)).collect())
+        .map(|(r, lengths)| {
+            lengths.iter().enumerate().map(|(i, &n)| tokens(n, (r * 10 + i) as i64)).collect()
+        })
         .collect();
     let time = documents[0].iter().map(Vec::len).sum::<usize>();
-    let ids = Tensor::stack(&documents.iter().map(|row| Tensor::from_slice(&row.concat())).collect::<Vec<_>>(), 0);
+    let ids =
+        Tensor::stack(&documents.iter().map(|row| Tensor::from_slice(&row.concat())).collect::<Vec<_>>(), 0);
     let resets: Vec<bool> =
         documents.iter().flatten().flat_map(|document| (0..document.len()).map(|i| i == 0)).collect();
     let resets = Tensor::from_slice(&resets).view([2, time as i64]);
@@ -89,7 +92,9 @@ fn packed_documents_equal_documents_alone_with_every_gradient() {
     let (packed, _) = model.forward(&ids, &initial, &initial, input).unwrap();
     let alone: Vec<Tensor> = documents
         .iter()
-        .map(|row| Tensor::cat(&row.iter().map(|ids| naive::forward(&model, &shape, ids)).collect::<Vec<_>>(), 0))
+        .map(|row| {
+            Tensor::cat(&row.iter().map(|ids| naive::forward(&model, &shape, ids)).collect::<Vec<_>>(), 0)
+        })
         .collect();
     let alone = Tensor::stack(&alone, 0);
     let error = max_difference(&packed, &alone);
@@ -156,7 +161,8 @@ fn padding_anywhere_changes_nothing() {
     let initial = model.initial_state(false).unwrap();
     // Three turns of different lengths in one batch, padded left, right and in the middle.
     let turns: [[i64; 3]; 3] = [[4, 11, 0], [12, 3, 9], [1, 1, 30]];
-    let total: Vec<Vec<i64>> = (0..3).map(|r| tokens(turns.iter().map(|turn| turn[r]).sum(), r as i64)).collect();
+    let total: Vec<Vec<i64>> =
+        (0..3).map(|r| tokens(turns.iter().map(|turn| turn[r]).sum(), r as i64)).collect();
     let mut state = initial.share();
     let mut seen = [0_usize; 3];
     let mut got: Vec<Vec<Tensor>> = vec![Vec::new(), Vec::new(), Vec::new()];
@@ -168,7 +174,13 @@ fn padding_anywhere_changes_nothing() {
                 let at = match (t + r) % 3 {
                     0 => i,
                     1 => time - turn[r] + i,
-                    _ => if i < turn[r] / 2 { i } else { time - turn[r] + i },
+                    _ => {
+                        if i < turn[r] / 2 {
+                            i
+                        } else {
+                            time - turn[r] + i
+                        }
+                    }
                 };
                 ids[(r as i64 * time + at) as usize] = total[r][seen[r] + i as usize];
                 valid[(r as i64 * time + at) as usize] = true;
@@ -228,6 +240,11 @@ fn windowed_states_stop_growing() {
     for (layer, mixer, planned) in plan.states() {
         let index = plan.layers[layer].mixers.iter().position(|m| m.name == mixer).unwrap();
         let got = state.layers[layer][index].get(&planned.name).unwrap();
-        assert_eq!(got.numel() as i64, planned.elements(plan.meta_tokens, 40), "layer {layer} {mixer} {}", planned.name);
+        assert_eq!(
+            got.numel() as i64,
+            planned.elements(plan.meta_tokens, 40),
+            "layer {layer} {mixer} {}",
+            planned.name
+        );
     }
 }

@@ -16,7 +16,8 @@ head: language
 fn split_error(model: &Model) -> f64 {
     let _guard = NoGrad::new();
     let (batch, time) = (2, 23);
-    let ids = (Tensor::arange(batch * time, (Kind::Int64, tch::Device::Cpu)) * 7 % 50).view([batch, time]);
+    let ids =
+        (Tensor::arange(batch * time, (Kind::Int64, tch::Device::Cpu)) * 7).remainder(50).view([batch, time]);
     let resets: Vec<bool> = (0..batch * time).map(|i| [2, 3, 11, 30, 45].contains(&i)).collect();
     let resets = Tensor::from_slice(&resets).view([batch, time]);
     let initial = model.initial_state(false).unwrap();
@@ -96,13 +97,16 @@ block_pattern:
 
 #[test]
 fn a_pure_mamba_as_in_the_paper() {
-    check("mamba", "
+    check(
+        "mamba",
+        "
 n_layers: 3
 norm: rms_norm
 block_pattern:
   kind: parallel
   layer: { mixers: [{ kind: mamba, d_state: 5, d_conv: 3, conv_bias: false }] }
-");
+",
+    );
 }
 
 #[test]
@@ -126,7 +130,9 @@ block_pattern:
 
 #[test]
 fn branches_side_by_side_and_two_mixers_of_one_kind() {
-    check("concat", "
+    check(
+        "concat",
+        "
 n_layers: 2
 norm: rms_norm
 meta_tokens: 1
@@ -138,12 +144,15 @@ block_pattern:
       - { kind: mamba, d_inner: 12, d_state: 3 }
       - { kind: attention, n_heads: 2, head_dim: 8, position: rope_llama3 }
     fusion: { kind: concat, norm: rms_norm }
-");
+",
+    );
 }
 
 #[test]
 fn the_barebones_form_has_queries_of_inner_width_and_biases() {
-    check("barebones", "
+    check(
+        "barebones",
+        "
 n_layers: 3
 norm: rms_norm
 meta_tokens: 5
@@ -158,7 +167,8 @@ block_pattern:
       - { kind: mamba, d_inner: 48, d_conv: 3, dt_rank: 8, inner_norm: rms_norm }
     fusion: { kind: mean, norm: rms_norm }
     channel_mixer: { kind: swiglu, d_hidden: 16 }
-");
+",
+    );
 }
 
 #[test]
@@ -209,7 +219,8 @@ block_pattern:
 
 #[test]
 fn sharing_by_period_follows_the_windowed_layers() {
-    let plan = hymba_tests::plan(&format!("{ENDS}
+    let plan = hymba_tests::plan(&format!(
+        "{ENDS}
 n_layers: 8
 norm: rms_norm
 block_pattern:
@@ -217,12 +228,21 @@ block_pattern:
   global_layers: [0, 5]
   kv_sharing: {{ period: 2 }}
   layer: {{ mixers: [{{ kind: attention, n_heads: 2, window: 4, position: rope }}] }}
-"));
+"
+    ));
     let roles: Vec<_> = plan.layers.iter().map(|layer| serde_json::to_value(layer.kv).unwrap()).collect();
     let consumer = |producer: usize| serde_json::json!({ "consumer": { "producer": producer } });
     let (own, producer) = (serde_json::json!("own"), serde_json::json!("producer"));
-    let expected =
-        [own.clone(), producer.clone(), consumer(1), producer.clone(), consumer(3), own, producer, consumer(6)];
+    let expected = [
+        own.clone(),
+        producer.clone(),
+        consumer(1),
+        producer.clone(),
+        consumer(3),
+        own,
+        producer,
+        consumer(6),
+    ];
     assert_eq!(roles, expected);
 }
 

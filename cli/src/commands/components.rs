@@ -58,7 +58,11 @@ fn describe(entry: &'static Entry) -> Value {
 }
 
 fn detailed(entry: &Entry, text: &mut String) {
-    let aliases = if entry.aliases.is_empty() { String::new() } else { format!(" (also {})", entry.aliases.join(", ")) };
+    let aliases = if entry.aliases.is_empty() {
+        String::new()
+    } else {
+        format!(" (also {})", entry.aliases.join(", "))
+    };
     text.push_str(&format!("\n  kind: {}{aliases}    [crate {}]\n", entry.kind, entry.crate_name));
     wrapped(&entry.doc(), 4, text);
     let schema = entry.schema();
@@ -84,12 +88,16 @@ fn kind_of(property: &Value, definitions: Option<&Value>) -> String {
     if let Some(slot) = property.get("x-slot").and_then(Value::as_str) {
         return format!("component of slot {slot}");
     }
-    if let Some(name) = property.get("$ref").and_then(Value::as_str).and_then(|path| path.rsplit('/').next()) {
-        return definitions.and_then(|all| all.get(name)).map_or(name.to_owned(), |found| kind_of(found, definitions));
+    if let Some(name) = property.get("$ref").and_then(Value::as_str).and_then(|path| path.rsplit('/').next())
+    {
+        return definitions
+            .and_then(|all| all.get(name))
+            .map_or(name.to_owned(), |found| kind_of(found, definitions));
     }
     for key in ["anyOf", "oneOf"] {
         if let Some(options) = property.get(key).and_then(Value::as_array) {
-            let each = options.iter().filter(|option| option.get("type").and_then(Value::as_str) != Some("null"));
+            let each =
+                options.iter().filter(|option| option.get("type").and_then(Value::as_str) != Some("null"));
             return each.map(|option| kind_of(option, definitions)).collect::<Vec<_>>().join(" | ");
         }
     }
@@ -101,13 +109,17 @@ fn kind_of(property: &Value, definitions: Option<&Value>) -> String {
     }
     match property.get("type") {
         Some(Value::String(name)) if name == "array" => {
-            let items = property.get("items").map_or("anything".to_owned(), |items| kind_of(items, definitions));
+            let items =
+                property.get("items").map_or("anything".to_owned(), |items| kind_of(items, definitions));
             format!("list of {items}")
         }
         Some(Value::String(name)) => name.clone(),
-        Some(Value::Array(names)) => {
-            names.iter().filter_map(Value::as_str).filter(|name| *name != "null").collect::<Vec<_>>().join(" | ")
-        }
+        Some(Value::Array(names)) => names
+            .iter()
+            .filter_map(Value::as_str)
+            .filter(|name| *name != "null")
+            .collect::<Vec<_>>()
+            .join(" | "),
         _ => "anything".to_owned(),
     }
 }

@@ -15,11 +15,15 @@ pub(super) fn run() -> Outcome {
         (_, Some(reason)) => format!("not opened: {reason}"),
         _ => "not opened".to_owned(),
     };
-    let memory = torch_bridge::memory::stats(tch::Device::Cpu).map_or_else(|error| error.to_string(), |memory| bytes(memory.allocated as u64));
+    let memory = torch_bridge::memory::stats(tch::Device::Cpu)
+        .map_or_else(|error| error.to_string(), |memory| bytes(memory.allocated as u64));
     let rows = [
         ("hymba", env!("CARGO_PKG_VERSION").to_owned()),
         ("libtorch", torch_bridge::device::libtorch_version()),
-        ("processor", format!("{}, {} threads", torch_bridge::device::cpu_capability(), tch::get_num_threads())),
+        (
+            "processor",
+            format!("{}, {} threads", torch_bridge::device::cpu_capability(), tch::get_num_threads()),
+        ),
         ("libtorch_cuda", opened),
         ("GPUs", gpus.to_string()),
         ("memory of this process", memory),

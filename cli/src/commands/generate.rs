@@ -29,6 +29,14 @@ pub(super) fn run(arguments: &Generate) -> Outcome {
     };
     let mut out = io::stdout().lock();
     let (model, tokenizer) = (&saved.model, &saved.tokenizer);
-    print_continuation(model, tokenizer, &prompt, arguments.max_new_tokens, &sampling, arguments.seed, &mut out)?;
+    print_continuation(
+        model,
+        tokenizer,
+        &prompt,
+        arguments.max_new_tokens,
+        &sampling,
+        arguments.seed,
+        &mut out,
+    )?;
     Ok(ExitCode::SUCCESS)
 }

@@ -14,9 +14,12 @@ pub(super) fn run(arguments: &Plan) -> Outcome {
     let recipe = load(&arguments.recipe)?;
     let plan = recipes::plan_model(&recipe).map_err(|findings| rendered(recipe.diagnose(findings)))?;
     let Some(plan) = plan else {
-        return Err(format!("{}: there is no section `model` to plan", arguments.recipe.recipe.display()).into());
+        return Err(
+            format!("{}: there is no section `model` to plan", arguments.recipe.recipe.display()).into()
+        );
     };
-    let sequence_length = || recipe.values().get("stages")?.as_array()?.iter().find_map(|s| s.get("sequence_length")?.as_i64());
+    let sequence_length =
+        || recipe.values().get("stages")?.as_array()?.iter().find_map(|s| s.get("sequence_length")?.as_i64());
     let tokens = arguments.tokens.or_else(sequence_length).unwrap_or(DEFAULT_TOKENS);
     if arguments.json {
         let report = json!({ "recipe": recipe.name(), "hash": recipe.hash(), "totals": plan.totals(tokens), "plan": plan });

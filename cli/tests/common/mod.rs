@@ -57,7 +57,8 @@ impl Project {
     /// Writes the text and the recipe.
     pub fn new() -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let words = ["the", "state", "of", "a", "layer", "is", "value", "and", "meta", "tokens", "come", "first"];
+        let words =
+            ["the", "state", "of", "a", "layer", "is", "value", "and", "meta", "tokens", "come", "first"];
         let mut text = String::new();
         for i in 0..900_usize {
             text.push_str(words[(i * i + i / 7) % words.len()]);
@@ -97,6 +98,7 @@ impl Project {
 /// Weights and optimizer after the last step, byte by byte.
 pub fn final_bytes(run: &Path) -> (Vec<u8>, Vec<u8>) {
     let folder = run.join("checkpoints/pretrain/step-00000012");
-    let read = |name: &str| std::fs::read(folder.join(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
+    let read =
+        |name: &str| std::fs::read(folder.join(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
     (read("model.safetensors"), read("optimizer.safetensors"))
 }

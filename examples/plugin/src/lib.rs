@@ -45,7 +45,8 @@ impl SequenceMixer for DecayAttention {
         };
         let (q, k, v) = (heads("q")? / (self.head_dim as f64).sqrt(), heads("k")?, heads("v")?);
         // Everything below is [batch or 1, heads, ...]; `rate` is negative: the log of the decay per token.
-        let rate = (parts.parameter("log_rate")?.f_to_kind(kind)? - 3.0).f_exp()?.f_neg()?.f_view([1, -1, 1])?;
+        let rate =
+            (parts.parameter("log_rate")?.f_to_kind(kind)? - 3.0).f_exp()?.f_neg()?.f_view([1, -1, 1])?;
         let clock = Clock::new(span)?;
 
         // Tokens of the call: each sees those before it in its document, faded by their distance.
@@ -101,7 +102,14 @@ impl Clock {
     }
 
     /// `[batch, heads, head_dim, d_value]`: what the last document of each row leaves behind.
-    fn memory_after(&self, rate: &Tensor, k: &Tensor, v: &Tensor, old: &Tensor, initial: &Tensor) -> Result<Tensor> {
+    fn memory_after(
+        &self,
+        rate: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        old: &Tensor,
+        initial: &Tensor,
+    ) -> Result<Tensor> {
         let batch = k.size()[0];
         if k.size()[2] == 0 {
             return expand_batch(old, batch);

@@ -40,7 +40,10 @@ pub fn component_config(_arguments: TokenStream, item: TokenStream) -> TokenStre
 fn config_struct(mut item: ItemStruct) -> syn::Result<proc_macro2::TokenStream> {
     let name = item.ident.clone();
     let Fields::Named(fields) = &mut item.fields else {
-        return Err(syn::Error::new_spanned(item, "#[component_config] needs named fields: they are the YAML keys"));
+        return Err(syn::Error::new_spanned(
+            item,
+            "#[component_config] needs named fields: they are the YAML keys",
+        ));
     };
     let mut defaults = Vec::new();
     for field in &mut fields.named {

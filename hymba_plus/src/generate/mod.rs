@@ -41,12 +41,15 @@ pub fn generate(
         return Ok(vec![Vec::new(); prompts.len()]);
     }
     if let Some(empty) = prompts.iter().position(Vec::is_empty) {
-        return Err(Error::other(format!("prompt {empty} is empty: give at least one token, such as end-of-text")));
+        return Err(Error::other(format!(
+            "prompt {empty} is empty: give at least one token, such as end-of-text"
+        )));
     }
     let initial = model.initial_state(false)?;
     let (mut logits, mut state) = prefill(model, prompts, &initial)?;
-    let mut samplers: Vec<_> =
-        (0..prompts.len()).map(|i| Sampler::new(&options.sampling, options.seed.wrapping_add(i as u64))).collect();
+    let mut samplers: Vec<_> = (0..prompts.len())
+        .map(|i| Sampler::new(&options.sampling, options.seed.wrapping_add(i as u64)))
+        .collect();
     let mut outputs = vec![Vec::new(); prompts.len()];
     let mut running = vec![true; prompts.len()];
     loop {
@@ -67,7 +70,8 @@ pub fn generate(
         if !running.contains(&true) {
             return Ok(outputs);
         }
-        let ids = Tensor::f_from_slice(&next)?.f_view([prompts.len() as i64, 1])?.f_to_device(logits.device())?;
+        let ids =
+            Tensor::f_from_slice(&next)?.f_view([prompts.len() as i64, 1])?.f_to_device(logits.device())?;
         let (hidden, after) = model.forward(&ids, &state, &initial, SpanInput::default())?;
         logits = model.head(&hidden)?.f_select(1, -1)?;
         state = after;

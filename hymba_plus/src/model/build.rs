@@ -24,8 +24,7 @@ pub(super) struct Builder<'a> {
 /// Builds a component into its module: `build_module!(component, &plan, builder)`.
 macro_rules! build_module {
     ($component:expr, $plan:expr, $builder:expr) => {
-        $crate::model::build::made(&$component)
-            .and_then(|spec| Ok(spec.build($builder.parts($plan)?)))
+        $crate::model::build::made(&$component).and_then(|spec| Ok(spec.build($builder.parts($plan)?)))
     };
 }
 pub(super) use build_module;
@@ -54,7 +53,8 @@ impl Builder<'_> {
             if child.slot == norm::NAME {
                 norms.insert(name.clone(), build_module!(component::<norm>(child), &child.plan, self)?);
             } else if child.slot == position::NAME {
-                positions.insert(name.clone(), build_module!(component::<position>(child), &child.plan, self)?);
+                positions
+                    .insert(name.clone(), build_module!(component::<position>(child), &child.plan, self)?);
             }
         }
         Ok(Parts { plan: plan.clone(), parameters, norms, positions })

@@ -1,9 +1,6 @@
 //! A module at run time: configuration, tensors, and what one call hands it.
 
-use std::{
-    cell::RefCell,
-    collections::BTreeMap,
-};
+use std::{cell::RefCell, collections::BTreeMap};
 
 use tch::Tensor;
 use torch_bridge::{Error, Result};

@@ -4,9 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::slot::{channel_mixer, embedding, fusion, head, norm, sequence_mixer};
 use crate::{
-    component_config, define_slot,
+    component_config, define_slot, register_section,
     registry::{Component, Finding, Section},
-    register_section,
 };
 
 /// The model: its width, its layers by a block pattern, its meta tokens, its two ends.

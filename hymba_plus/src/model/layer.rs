@@ -121,7 +121,10 @@ impl Layer {
     ) -> Result<(Tensor, Vec<State>, Vec<Option<State>>)> {
         if states.len() != mixing.branches.len() || initial.len() != states.len() {
             let (got, want) = (states.len(), mixing.branches.len());
-            return Err(Error::other(format!("layer {}: {got} mixer states, the layer has {want} mixers", self.index)));
+            return Err(Error::other(format!(
+                "layer {}: {got} mixer states, the layer has {want} mixers",
+                self.index
+            )));
         }
         let mut slices = mixing.project(&mixing.norm.forward(x)?, |y| {
             call.tap(|| format!("layers.{}.in_proj", self.index), y);
@@ -129,7 +132,9 @@ impl Layer {
         let (mut outputs, mut after, mut published) = (Vec::new(), Vec::new(), Vec::new());
         for (i, branch) in mixing.branches.iter().enumerate() {
             let shared = match self.kv {
-                KvRole::Consumer { producer } => views.get(&producer).and_then(|views| views.get(i)?.as_ref()),
+                KvRole::Consumer { producer } => {
+                    views.get(&producer).and_then(|views| views.get(i)?.as_ref())
+                }
                 _ => None,
             };
             let call = Call { initial: &initial[i], shared, ..*call };

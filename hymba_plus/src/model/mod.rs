@@ -159,7 +159,8 @@ impl Model {
     /// # Errors
     /// When libtorch refuses.
     pub fn head(&self, hidden: &Tensor) -> Result<Tensor> {
-        let tied = if self.plan.tie_embeddings { self.embedding.parts().optional_parameter("weight") } else { None };
+        let tied =
+            if self.plan.tie_embeddings { self.embedding.parts().optional_parameter("weight") } else { None };
         self.head.forward(hidden, tied)
     }
 
@@ -206,7 +207,8 @@ impl Model {
         let (mut x, mut views) = (x.shallow_clone(), Views::new());
         let mut layers = Vec::with_capacity(self.layers.len());
         for (i, layer) in self.layers.iter().enumerate() {
-            let (y, after) = layer.forward(&x, &state.layers[i], &initial.layers[i], span, &mut views, taps)?;
+            let (y, after) =
+                layer.forward(&x, &state.layers[i], &initial.layers[i], span, &mut views, taps)?;
             x = y;
             layers.push(after);
         }

@@ -65,7 +65,13 @@ register!(block_pattern "custom" => Custom);
 impl BlockPattern for Parallel {
     fn expand(&self, n_layers: usize, path: &str) -> Result<Expansion, Vec<Finding>> {
         let layer = |_| ExpandedLayer { path: "layer".into(), template: None, config: self.layer.clone() };
-        finish((0..n_layers).map(layer).collect(), &self.global_layers, self.kv_sharing.as_ref(), path, Vec::new())
+        finish(
+            (0..n_layers).map(layer).collect(),
+            &self.global_layers,
+            self.kv_sharing.as_ref(),
+            path,
+            Vec::new(),
+        )
     }
 }
 
@@ -75,8 +81,17 @@ impl BlockPattern for Interleaved {
             (Some(period), None) => (period.iter().cycle().take(n_layers).cloned().collect(), "period"),
             (None, Some(ratio)) => (spread(ratio, n_layers), "ratio"),
             _ => {
-                let message = if self.period.is_some() { "both `period` and `ratio` are given" } else { "neither `period` nor `ratio` is given" };
-                return Err(vec![finding(path, "", message, "an interleaved pattern has either a `period` or a `ratio`")]);
+                let message = if self.period.is_some() {
+                    "both `period` and `ratio` are given"
+                } else {
+                    "neither `period` nor `ratio` is given"
+                };
+                return Err(vec![finding(
+                    path,
+                    "",
+                    message,
+                    "an interleaved pattern has either a `period` or a `ratio`",
+                )]);
             }
         };
         let mut findings = Vec::new();
@@ -94,7 +109,8 @@ impl BlockPattern for Custom {
         let total: usize = self.sequence.iter().map(|run| run.repeat).sum();
         if total != n_layers {
             let message = format!("the sequence has {total} layers, `n_layers` is {n_layers}");
-            let mut finding = finding(path, "sequence", &message, "the repeats of `sequence` add up to `n_layers`");
+            let mut finding =
+                finding(path, "sequence", &message, "the repeats of `sequence` add up to `n_layers`");
             finding.help = Some(format!("set `model.n_layers: {total}`, or change a repeat"));
             return Err(vec![finding]);
         }
@@ -177,14 +193,24 @@ fn finish(
         }
         if !had_window {
             let message = format!("layer {index} has no mixer with a window to take away");
-            findings.push(finding(path, &key, &message, "a global layer is one whose `window` is taken away"));
+            findings.push(finding(
+                path,
+                &key,
+                &message,
+                "a global layer is one whose `window` is taken away",
+            ));
         }
     }
     let kv_groups = kv_sharing.map_or_else(Vec::new, |sharing| groups(sharing, &layers, path, &mut findings));
     if findings.is_empty() { Ok(Expansion { layers, kv_groups }) } else { Err(findings) }
 }
 
-fn groups(sharing: &KvSharing, layers: &[ExpandedLayer], path: &str, findings: &mut Vec<Finding>) -> Vec<Vec<usize>> {
+fn groups(
+    sharing: &KvSharing,
+    layers: &[ExpandedLayer],
+    path: &str,
+    findings: &mut Vec<Finding>,
+) -> Vec<Vec<usize>> {
     match (&sharing.groups, sharing.period) {
         (Some(groups), None) => groups.clone(),
         (None, Some(period)) => by_period(layers, period),
@@ -199,7 +225,11 @@ fn groups(sharing: &KvSharing, layers: &[ExpandedLayer], path: &str, findings: &
 /// Runs of layers with a window, cut into groups of `period`; a last group of one layer shares nothing.
 fn by_period(layers: &[ExpandedLayer], period: usize) -> Vec<Vec<usize>> {
     let windowed = |layer: &ExpandedLayer| {
-        layer.config.mixers.iter().any(|mixer| mixer.config.get("window").is_some_and(|window| !window.is_null()))
+        layer
+            .config
+            .mixers
+            .iter()
+            .any(|mixer| mixer.config.get("window").is_some_and(|window| !window.is_null()))
     };
     let mut groups: Vec<Vec<usize>> = vec![Vec::new()];
     for (index, layer) in layers.iter().enumerate() {

@@ -64,7 +64,10 @@ impl Init {
             Self::Uniform { bound } => uniform(-bound, bound)?,
             Self::LogArange => {
                 let last = shape.last().copied().unwrap_or(1);
-                Tensor::f_arange_start(1, last + 1, options)?.f_log()?.f_expand(shape, false)?.f_contiguous()?
+                Tensor::f_arange_start(1, last + 1, options)?
+                    .f_log()?
+                    .f_expand(shape, false)?
+                    .f_contiguous()?
             }
             Self::InverseSoftplusLogUniform { min, max, floor } => {
                 let step = uniform(min.ln(), max.ln())?.f_exp()?.f_clamp_min(floor)?;

@@ -53,7 +53,12 @@ impl Parameters {
     ///
     /// # Errors
     /// When libtorch refuses (out of memory).
-    pub fn allocate(plan: &[ParameterPlan], device: Device, kind: Kind, seed: u64) -> torch_bridge::Result<Self> {
+    pub fn allocate(
+        plan: &[ParameterPlan],
+        device: Device,
+        kind: Kind,
+        seed: u64,
+    ) -> torch_bridge::Result<Self> {
         let mut list = Vec::with_capacity(plan.len());
         let mut by_name = BTreeMap::new();
         for parameter in plan {
@@ -91,7 +96,8 @@ impl Parameters {
     /// # Errors
     /// When there is no such parameter or the shapes differ.
     pub fn set(&self, name: &str, values: &Tensor) -> torch_bridge::Result<()> {
-        let parameter = self.get(name).ok_or_else(|| Error::other(format!("there is no parameter `{name}`")))?;
+        let parameter =
+            self.get(name).ok_or_else(|| Error::other(format!("there is no parameter `{name}`")))?;
         if values.size() != parameter.plan.shape {
             let (got, want) = (values.size(), &parameter.plan.shape);
             return Err(Error::other(format!("parameter `{name}` has shape {want:?}, got {got:?}")));

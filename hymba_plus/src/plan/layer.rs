@@ -115,8 +115,10 @@ impl LayerPlan {
         }
         if !config.channel_mixer.is_none() {
             let own = config.channel_norm.as_ref();
-            layer.channel_norm = Some(planner.module("channel_norm", own.unwrap_or(model_norm), d_model, |s, p| s.plan(p)));
-            layer.channel_mixer = Some(planner.module("channel_mixer", &config.channel_mixer, d_model, |s, p| s.plan(p)));
+            layer.channel_norm =
+                Some(planner.module("channel_norm", own.unwrap_or(model_norm), d_model, |s, p| s.plan(p)));
+            layer.channel_mixer =
+                Some(planner.module("channel_mixer", &config.channel_mixer, d_model, |s, p| s.plan(p)));
         }
         layer
     }
@@ -160,9 +162,11 @@ fn plan_mixers(
     let mut mixers: Vec<MixerPlan> = Vec::new();
     for (i, component) in config.mixers.iter().enumerate().filter(|(_, component)| !component.is_none()) {
         let before = config.mixers[..i].iter().filter(|other| other.kind == component.kind).count();
-        let name = if before == 0 { component.kind.clone() } else { format!("{}_{}", component.kind, before + 1) };
+        let name =
+            if before == 0 { component.kind.clone() } else { format!("{}_{}", component.kind, before + 1) };
         let full = format!("layers.{}.mixers.{name}", context.layer.unwrap_or_default());
-        let mut module = ModulePlan::new(context.clone(), &full, &format!("{path}.mixers[{i}]"), context.d_model);
+        let mut module =
+            ModulePlan::new(context.clone(), &full, &format!("{path}.mixers[{i}]"), context.d_model);
         match component.make() {
             Ok(spec) => module.run(|module| spec.plan(module)),
             Err(error) => findings.push(registry_finding(&module.path, &error)),
@@ -200,7 +204,8 @@ impl Planner<'_> {
 
     fn in_projection(&self, config: &LayerConfig, mixers: &[MixerPlan]) -> Vec<MatrixPlan> {
         let (columns, bias) = (self.context.d_model, config.in_bias);
-        let slices = mixers.iter().flat_map(|mixer| mixer.module.inputs.iter().map(|slice| (&mixer.name, slice)));
+        let slices =
+            mixers.iter().flat_map(|mixer| mixer.module.inputs.iter().map(|slice| (&mixer.name, slice)));
         match config.in_projection {
             InProjection::Fused => {
                 let rows = slices.map(|(_, slice)| slice.rows).sum();

@@ -7,9 +7,9 @@ mod render;
 
 pub use layer::{LayerPlan, MatrixPlan, MixerPlan};
 pub use model::{EndPlan, ModelPlan, Totals};
-pub use module::{
-    ChildPlan, Flops, Growth, InputSlice, KvRole, KvShape, ModuleContext, ModulePlan, ParameterHandle, StateKind,
-    StatePlan,
-};
 pub(crate) use module::registry_finding;
+pub use module::{
+    ChildPlan, Flops, Growth, InputSlice, KvRole, KvShape, ModuleContext, ModulePlan, ParameterHandle,
+    StateKind, StatePlan,
+};
 pub use render::{bytes, grouped};

@@ -76,8 +76,12 @@ impl ModelPlan {
     pub fn resolve(config: &ModelConfig, vocab_size: Option<i64>) -> Result<Self, Vec<Finding>> {
         let mut findings = Vec::new();
         let Some(vocab_size) = config.vocab_size.or(vocab_size) else {
-            return Err(vec![at_model("vocab_size", "the size of the vocabulary is not known".into(),
-                "`vocab_size` is given, or a `tokenizer` that knows it", "add `model.vocab_size` or a `tokenizer` section")]);
+            return Err(vec![at_model(
+                "vocab_size",
+                "the size of the vocabulary is not known".into(),
+                "`vocab_size` is given, or a `tokenizer` that knows it",
+                "add `model.vocab_size` or a `tokenizer` section",
+            )]);
         };
         let pattern_path = "model.block_pattern";
         let expansion = match config.block_pattern.make() {
@@ -108,7 +112,8 @@ impl ModelPlan {
             plan.input("vocabulary", vocab_size);
             spec.plan(plan)
         });
-        let final_norm = end("final_norm", &config.norm, &context, &mut findings, |spec, plan| spec.plan(plan));
+        let final_norm =
+            end("final_norm", &config.norm, &context, &mut findings, |spec, plan| spec.plan(plan));
         let head = end("head", &config.head, &context, &mut findings, |spec, plan| {
             plan.input("vocabulary", vocab_size);
             if config.tie_embeddings {
@@ -163,21 +168,30 @@ impl ModelPlan {
     pub fn states(&self) -> impl Iterator<Item = (usize, &str, &StatePlan)> {
         self.layers.iter().flat_map(|layer| {
             let mixers = layer.mixers.iter();
-            mixers.flat_map(|mixer| mixer.module.states.iter().map(|state| (layer.index, mixer.name.as_str(), state)))
+            mixers.flat_map(|mixer| {
+                mixer.module.states.iter().map(|state| (layer.index, mixer.name.as_str(), state))
+            })
         })
     }
 
     /// Costs for documents of `tokens` text tokens.
     pub fn totals(&self, tokens: i64) -> Totals {
-        let layers: f64 = self.layers.iter().map(|layer| layer.flops_per_token(self.meta_tokens, tokens)).sum();
-        let ends = self.embedding.module.flops.per_token + self.final_norm.module.flops.per_token
+        let layers: f64 =
+            self.layers.iter().map(|layer| layer.flops_per_token(self.meta_tokens, tokens)).sum();
+        let ends = self.embedding.module.flops.per_token
+            + self.final_norm.module.flops.per_token
             + self.head.module.flops.per_token;
         let bytes = |tokens: i64, keep: &dyn Fn(Growth) -> bool| -> u64 {
             let states = self.states().filter(|(_, _, state)| keep(state.growth));
-            states.map(|(_, _, state)| (state.elements(self.meta_tokens, tokens) * state_width(state.kind)) as u64).sum()
+            states
+                .map(|(_, _, state)| {
+                    (state.elements(self.meta_tokens, tokens) * state_width(state.kind)) as u64
+                })
+                .sum()
         };
         let all = bytes(tokens, &|_| true);
-        let saved: i64 = self.layers.iter().flat_map(LayerPlan::modules).map(|module| module.saved_per_token).sum();
+        let saved: i64 =
+            self.layers.iter().flat_map(LayerPlan::modules).map(|module| module.saved_per_token).sum();
         let saved = saved + self.layers.len() as i64 * 4 * self.d_model + 2 * self.vocab_size;
         let parameters = self.parameter_count();
         Totals {
@@ -210,7 +224,8 @@ fn end<S: Slot>(
     plan: impl FnOnce(&S::Object, &mut ModulePlan) -> Result<(), Finding>,
 ) -> EndPlan<S> {
     let key = if name == "final_norm" { "norm" } else { name };
-    let mut module = ModulePlan::new(context.clone(), name, &format!("{}.{key}", ModelConfig::KEY), context.d_model);
+    let mut module =
+        ModulePlan::new(context.clone(), name, &format!("{}.{key}", ModelConfig::KEY), context.d_model);
     match component.make() {
         Ok(spec) => module.run(|module| plan(&spec, module)),
         Err(error) => findings.push(registry_finding(&module.path, &error)),
@@ -231,18 +246,27 @@ fn kv_roles(groups: &[Vec<usize>], n_layers: usize, findings: &mut Vec<Finding>)
     let mut roles = vec![KvRole::Own; n_layers];
     for (i, group) in groups.iter().enumerate() {
         let key = format!("{SHARING}.groups[{i}]");
-        let mut refuse = |message: String, rule: &str, help: &str| findings.push(at_model(&key, message, rule, help));
+        let mut refuse =
+            |message: String, rule: &str, help: &str| findings.push(at_model(&key, message, rule, help));
         if let Some(layer) = group.iter().find(|&&layer| layer >= n_layers) {
-            let message = format!("there is no layer {layer}: layers are 0 to {}", n_layers.saturating_sub(1));
+            let message =
+                format!("there is no layer {layer}: layers are 0 to {}", n_layers.saturating_sub(1));
             refuse(message, "a layer index is below `n_layers`", "take the layer out, or add layers");
             continue;
         }
         if group.len() < 2 {
-            refuse(format!("a group of {} layer shares nothing", group.len()), "a group has at least two layers", "remove it");
+            refuse(
+                format!("a group of {} layer shares nothing", group.len()),
+                "a group has at least two layers",
+                "remove it",
+            );
             continue;
         }
         if let Some(pair) = group.windows(2).find(|pair| pair[1] <= pair[0]) {
-            let message = format!("layer {} comes after layer {}: a layer can only read what an earlier one made", pair[1], pair[0]);
+            let message = format!(
+                "layer {} comes after layer {}: a layer can only read what an earlier one made",
+                pair[1], pair[0]
+            );
             let mut sorted = group.clone();
             sorted.sort_unstable();
             sorted.dedup();
@@ -250,7 +274,11 @@ fn kv_roles(groups: &[Vec<usize>], n_layers: usize, findings: &mut Vec<Finding>)
             continue;
         }
         if let Some(&layer) = group.iter().find(|&&layer| roles[layer] != KvRole::Own) {
-            refuse(format!("layer {layer} is in two groups"), "a layer is in one group at most", "take it out of one of them");
+            refuse(
+                format!("layer {layer} is in two groups"),
+                "a layer is in one group at most",
+                "take it out of one of them",
+            );
             continue;
         }
         roles[group[0]] = KvRole::Producer;
@@ -271,7 +299,8 @@ fn check_sharing(groups: &[Vec<usize>], layers: &[LayerPlan], findings: &mut Vec
             continue;
         }
         let key = format!("{SHARING}.groups[{i}]");
-        let mut refuse = |message: String, rule: &str, help: &str| findings.push(at_model(&key, message, rule, help));
+        let mut refuse =
+            |message: String, rule: &str, help: &str| findings.push(at_model(&key, message, rule, help));
         let (first, last) = (group[0], group[group.len() - 1]);
         if let Some(layer) = group.iter().find(|&&layer| shapes(&layers[layer]).is_empty()) {
             let message = format!("layer {layer} has no mixer with keys and values");
@@ -280,7 +309,8 @@ fn check_sharing(groups: &[Vec<usize>], layers: &[LayerPlan], findings: &mut Vec
         }
         let is_global = |layer: usize| shapes(&layers[layer]).iter().any(|shape| shape.window.is_none());
         if let Some(over) = (first..last).find(|layer| !group.contains(layer) && is_global(*layer)) {
-            let message = format!("the group reaches from layer {first} to layer {last}, over the global layer {over}");
+            let message =
+                format!("the group reaches from layer {first} to layer {last}, over the global layer {over}");
             refuse(message, "a group does not reach over a global layer", "split the group there");
         }
         let made = shapes(&layers[first]);
@@ -290,9 +320,14 @@ fn check_sharing(groups: &[Vec<usize>], layers: &[LayerPlan], findings: &mut Vec
                 if narrow(mine) != narrow(theirs) {
                     let message = format!(
                         "layer {layer} wants (n_kv_heads, head_dim, v_head_dim) = {:?}, its producer {first} makes {:?}",
-                        narrow(mine), narrow(theirs)
+                        narrow(mine),
+                        narrow(theirs)
                     );
-                    refuse(message, "a consumer's keys and values have its producer's shape", "make the two layers alike");
+                    refuse(
+                        message,
+                        "a consumer's keys and values have its producer's shape",
+                        "make the two layers alike",
+                    );
                 }
                 let too_wide = match (mine.window, theirs.window) {
                     (None, Some(_)) => true,
@@ -300,9 +335,19 @@ fn check_sharing(groups: &[Vec<usize>], layers: &[LayerPlan], findings: &mut Vec
                     (_, None) => false,
                 };
                 if too_wide {
-                    let text = |window: Option<i64>| window.map_or("no window".to_owned(), |w| format!("window {w}"));
-                    let message = format!("layer {layer} has {}, its producer {first} has {}", text(mine.window), text(theirs.window));
-                    refuse(message, "a consumer's window is at most its producer's", "keys beyond the producer's window are gone");
+                    let text = |window: Option<i64>| {
+                        window.map_or("no window".to_owned(), |w| format!("window {w}"))
+                    };
+                    let message = format!(
+                        "layer {layer} has {}, its producer {first} has {}",
+                        text(mine.window),
+                        text(theirs.window)
+                    );
+                    refuse(
+                        message,
+                        "a consumer's window is at most its producer's",
+                        "keys beyond the producer's window are gone",
+                    );
                 }
             }
         }

@@ -245,7 +245,14 @@ impl ModulePlan {
 
     /// Declares a state that grows with the sequence: `shape` leaves out batch and growing dimension, which becomes
     /// dimension `growing` of the tensor.
-    pub fn growing_state(&mut self, name: &str, shape: &[i64], growing: usize, growth: Growth, kind: StateKind) {
+    pub fn growing_state(
+        &mut self,
+        name: &str,
+        shape: &[i64],
+        growing: usize,
+        growth: Growth,
+        kind: StateKind,
+    ) {
         let (name, shape) = (name.to_owned(), shape.to_vec());
         self.states.push(StatePlan { name, shape, growing: Some(growing), growth, kind });
     }

@@ -39,7 +39,8 @@ impl ModelPlan {
         let layer = &self.layers[index];
         let or_dash = |text: String| if text.is_empty() { "-".to_owned() } else { text };
         let mixers: Vec<_> = layer.mixers.iter().map(|mixer| mixer.name.clone()).collect();
-        let inner = layer.channel_mixer.as_ref().map_or(String::new(), |(component, _)| component.kind.clone());
+        let inner =
+            layer.channel_mixer.as_ref().map_or(String::new(), |(component, _)| component.kind.clone());
         let count: u64 = layer.parameters(0.0).iter().map(crate::params::ParameterPlan::count).sum();
         let (fixed, growing) = layer_state(layer, self.meta_tokens);
         vec![
@@ -76,9 +77,33 @@ impl ModelPlan {
         let totals = self.totals(tokens);
         let rows = [
             ("parameters", grouped(totals.parameters)),
-            ("forward per token", format!("{}FLOP (mean over {} tokens; training takes 3x)", si(totals.flops_per_token), grouped(tokens as u64))),
-            ("state of a sequence", format!("{} at {} tokens: {} fixed, then {} per token", bytes(totals.state_bytes), grouped(tokens as u64), bytes(totals.fixed_state_bytes), bytes(totals.state_bytes_per_token))),
-            ("training memory", format!("{} weights, gradients, AdamW (fp32) + about {} of activations per sequence of {} tokens", bytes(totals.weight_bytes), bytes(totals.activation_bytes), grouped(tokens as u64))),
+            (
+                "forward per token",
+                format!(
+                    "{}FLOP (mean over {} tokens; training takes 3x)",
+                    si(totals.flops_per_token),
+                    grouped(tokens as u64)
+                ),
+            ),
+            (
+                "state of a sequence",
+                format!(
+                    "{} at {} tokens: {} fixed, then {} per token",
+                    bytes(totals.state_bytes),
+                    grouped(tokens as u64),
+                    bytes(totals.fixed_state_bytes),
+                    bytes(totals.state_bytes_per_token)
+                ),
+            ),
+            (
+                "training memory",
+                format!(
+                    "{} weights, gradients, AdamW (fp32) + about {} of activations per sequence of {} tokens",
+                    bytes(totals.weight_bytes),
+                    bytes(totals.activation_bytes),
+                    grouped(tokens as u64)
+                ),
+            ),
         ];
         for (name, value) in rows {
             let _ = writeln!(text, "{name:<20} {value}");
@@ -104,7 +129,18 @@ impl ModelPlan {
 }
 
 fn header() -> Vec<String> {
-    let names = ["layer", "mixers", "window", "kv", "channel", "in > out", "parameters", "FLOP/token", "state", "+ per token"];
+    let names = [
+        "layer",
+        "mixers",
+        "window",
+        "kv",
+        "channel",
+        "in > out",
+        "parameters",
+        "FLOP/token",
+        "state",
+        "+ per token",
+    ];
     names.map(str::to_owned).to_vec()
 }
 
@@ -127,7 +163,11 @@ fn role(kv: KvRole) -> String {
 fn shapes(layer: &LayerPlan) -> String {
     let rows = |matrices: &[super::MatrixPlan]| matrices.iter().map(|m| m.rows).sum::<i64>();
     let columns: i64 = layer.out_projection.iter().map(|m| m.columns).sum();
-    if layer.mixers.is_empty() { "-".to_owned() } else { format!("{} > {columns}", rows(&layer.in_projection)) }
+    if layer.mixers.is_empty() {
+        "-".to_owned()
+    } else {
+        format!("{} > {columns}", rows(&layer.in_projection))
+    }
 }
 
 /// Bytes that do not grow, and what grows per token with its bound.
@@ -167,7 +207,8 @@ fn table(rows: &[Vec<String>]) -> String {
         let line = cells.collect::<Vec<_>>().join("  ");
         let _ = writeln!(text, "{}", line.trim_end());
         if i == 0 {
-            let _ = writeln!(text, "{}", widths.iter().map(|&w| "-".repeat(w)).collect::<Vec<_>>().join("  "));
+            let _ =
+                writeln!(text, "{}", widths.iter().map(|&w| "-".repeat(w)).collect::<Vec<_>>().join("  "));
         }
     }
     text

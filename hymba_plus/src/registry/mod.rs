@@ -8,10 +8,7 @@ mod entry;
 mod section;
 mod slot;
 
-use std::{
-    collections::BTreeMap,
-    sync::OnceLock,
-};
+use std::{collections::BTreeMap, sync::OnceLock};
 
 use serde_json::Value;
 

@@ -52,7 +52,13 @@ impl State {
     /// A second handle on the same values. States are values, so this is a copy that costs nothing.
     #[must_use]
     pub fn share(&self) -> Self {
-        Self { tensors: self.tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect() }
+        Self {
+            tensors: self
+                .tensors
+                .iter()
+                .map(|(name, tensor)| (name.clone(), tensor.shallow_clone()))
+                .collect(),
+        }
     }
 
     /// Names and tensors, sorted by name.
@@ -98,7 +104,8 @@ impl ModelState {
     /// # Errors
     /// When a row index is out of range.
     pub fn select(&self, rows: &Tensor, batch: i64) -> Result<Self> {
-        let pick = |tensor: &Tensor| -> Result<Tensor> { Ok(expand_batch(tensor, batch)?.f_index_select(0, rows)?) };
+        let pick =
+            |tensor: &Tensor| -> Result<Tensor> { Ok(expand_batch(tensor, batch)?.f_index_select(0, rows)?) };
         Ok(Self {
             layers: self.map_layers(pick)?,
             next_position: pick(&self.next_position)?,

@@ -74,24 +74,36 @@ impl Span {
     ///
     /// # Errors
     /// When a mask does not have the shape `[batch, time]`.
-    pub fn text(batch: i64, time: i64, state: &ModelState, meta_tokens: i64, input: SpanInput<'_>) -> Result<Self> {
+    pub fn text(
+        batch: i64,
+        time: i64,
+        state: &ModelState,
+        meta_tokens: i64,
+        input: SpanInput<'_>,
+    ) -> Result<Self> {
         let device = state.next_position.device();
         for (name, mask) in [("valid", input.valid), ("resets", input.resets)] {
             if let Some(mask) = mask
                 && (mask.size() != [batch, time] || mask.kind() != Kind::Bool)
             {
                 let (got, kind) = (mask.size(), mask.kind());
-                return Err(Error::other(format!("`{name}` must be bool [{batch}, {time}], got {kind:?} {got:?}")));
+                return Err(Error::other(format!(
+                    "`{name}` must be bool [{batch}, {time}], got {kind:?} {got:?}"
+                )));
             }
         }
         let steps = Tensor::f_arange(time, (Kind::Int64, device))?.f_unsqueeze(0)?;
         // Padding anywhere in a row is moved to its end, so that mixers meet one form of it only.
         let order = match input.valid {
-            Some(valid) => Some(valid.f_logical_not()?.f_to_kind(Kind::Int)?.f_argsort_stable(true, 1, false)?),
+            Some(valid) => {
+                Some(valid.f_logical_not()?.f_to_kind(Kind::Int)?.f_argsort_stable(true, 1, false)?)
+            }
             None => None,
         };
         let compact = |mask: &Tensor| -> Result<Tensor> {
-            Ok(order.as_ref().map_or_else(|| Ok(mask.shallow_clone()), |order| mask.f_gather(1, order, false))?)
+            Ok(order
+                .as_ref()
+                .map_or_else(|| Ok(mask.shallow_clone()), |order| mask.f_gather(1, order, false))?)
         };
         let valid = input.valid.map(&compact).transpose()?;
         let lengths = match &valid {
@@ -163,7 +175,8 @@ impl Span {
             return Ok((state.next_position.shallow_clone(), state.uniform_position));
         }
         let Some(lengths) = &self.lengths else {
-            let uniform = if self.resets.is_some() { None } else { state.uniform_position.map(|p| p + self.time) };
+            let uniform =
+                if self.resets.is_some() { None } else { state.uniform_position.map(|p| p + self.time) };
             return Ok((self.positions.f_select(1, -1)? + 1, uniform));
         };
         let last = (lengths - 1).f_clamp_min(0)?.f_unsqueeze(1)?;
