@@ -100,7 +100,7 @@ fn assert_equal_runs(a: &Path, b: &Path, step: u64) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(6))]
+    #![proptest_config(ProptestConfig { cases: 6, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Stopped at random steps, several times, a run ends as one that was not.
     #[test]
