@@ -32,12 +32,15 @@ fn main() -> Result<(), Box<dyn Error>> {
         .debug(false)
         .define("_GLIBCXX_USE_CXX11_ABI", abi.as_str())
         .define("GLOG_USE_GLOG_EXPORT", None)
-        .extra_warnings(true)
-        .files(SOURCES);
+        .extra_warnings(true);
     for path in [include.clone(), include.join("torch/csrc/api/include")] {
         system_include(&mut build, &path);
     }
-    build.try_compile("hymba_torch_bridge")?;
+    // libtorch's loops over threads are templates that want the compiler's OpenMP; nothing else of ours does.
+    let mut parallel = build.clone();
+    parallel.flag("-fopenmp").file("cpp/parallel.cpp").try_compile("hymba_torch_bridge_parallel")?;
+    build.files(SOURCES).try_compile("hymba_torch_bridge")?;
+    println!("cargo:rustc-link-lib=gomp");
 
     // torch_cuda is never linked: `cuda::open` loads it at run time where it exists.
     println!("cargo:rustc-link-search=native={}", lib.display());

@@ -1,9 +1,8 @@
-//! Work spread over rayon's global pool (whose size is set by whoever starts the program), in pieces that do
-//! not depend on how many threads there are: so neither do the results.
+//! Work spread over libtorch's threads, in pieces that do not depend on how many there are: so neither do the results.
 
-use std::marker::PhantomData;
+use std::{cell::UnsafeCell, marker::PhantomData};
 
-use rayon::prelude::*;
+use torch_bridge::parallel;
 
 /// Below this many elementary steps, waking other threads costs more than they save.
 const WORTH_THREADS: usize = 1 << 14;
@@ -17,13 +16,26 @@ pub(crate) fn each<T: Send, S>(
 ) {
     if steps < WORTH_THREADS || items.len() < 2 {
         let mut scratch = scratch();
-        for item in items {
-            body(&mut scratch, item);
-        }
-    } else {
-        items.into_par_iter().for_each_init(scratch, body);
+        items.into_iter().for_each(|item| body(&mut scratch, item));
+        return;
     }
+    let items: Vec<Slot<T>> = items.into_iter().map(|item| Slot(UnsafeCell::new(Some(item)))).collect();
+    parallel::ranges(items.len(), 1, |range| {
+        let mut scratch = scratch();
+        for slot in &items[range] {
+            // SAFETY: the ranges of one call share no index, so this thread alone has the slot.
+            if let Some(item) = unsafe { (*slot.0.get()).take() } {
+                body(&mut scratch, item);
+            }
+        }
+    });
 }
+
+/// An item that the one thread whose range it is in takes out.
+struct Slot<T>(UnsafeCell<Option<T>>);
+
+// SAFETY: `each` lets one thread only touch a slot while several have the list.
+unsafe impl<T: Send> Sync for Slot<T> {}
 
 /// A slice that several threads write at once, each its own columns.
 pub(crate) struct Columns<'a, T> {

@@ -198,6 +198,14 @@ unsafe extern "C" {
     pub(crate) fn hb_synchronize(device: i32) -> c_int;
     pub(crate) fn hb_current_stream(device: i32, native: *mut *mut c_void, id: *mut i64) -> c_int;
 
+    // threads
+    pub(crate) fn hb_parallel_for(
+        count: i64,
+        grain: i64,
+        body: extern "C" fn(*mut c_void, i64, i64),
+        user: *mut c_void,
+    );
+
     // settings
     pub(crate) fn hb_threads(intra: *mut i32, inter: *mut i32) -> c_int;
     pub(crate) fn hb_set_intra_threads(count: i32) -> c_int;

@@ -14,6 +14,7 @@
 //! | [`optim`] | the fused AdamW step, operations over lists of tensors, gradient clipping without a host sync |
 //! | [`memory`] | what a device or the process has allocated |
 //! | [`device`] | synchronisation, streams, threads, determinism, precision |
+//! | [`parallel`] | work on libtorch's own threads |
 //! | [`tensors`] | bytes in and out, and checked typed slices for kernels |
 //!
 //! # Invariants
@@ -39,6 +40,7 @@ pub mod guards;
 pub mod memory;
 pub mod ops;
 pub mod optim;
+pub mod parallel;
 pub mod rng;
 pub mod tensors;
 

@@ -25,7 +25,7 @@ pub fn best_of(
 }
 
 pub fn header(title: &str) {
-    println!("{title}; {} threads", rayon::current_num_threads());
+    println!("{title}; {} threads", tch::get_num_threads());
     println!("{:<48}{:>10}{:>14}{:>9}", "", "ours ms", "definition ms", "ratio");
 }
 

@@ -171,9 +171,10 @@ pub fn gradcheck(inputs: &[(&'static str, Tensor)], operation: Operation<'_>) {
     }
 }
 
-/// Runs `body` with a pool of `threads`.
-pub fn with_threads<R: Send>(threads: usize, body: impl FnOnce() -> R + Send) -> R {
-    rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(body)
+/// Runs `body` with so many threads.
+pub fn with_threads<R>(threads: usize, body: impl FnOnce() -> R) -> R {
+    let _guard = torch_bridge::guards::ThreadCount::new(threads).unwrap();
+    body()
 }
 
 pub const CPU: Device = Device::Cpu;
