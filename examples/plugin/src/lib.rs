@@ -35,98 +35,73 @@ impl SequenceMixer for DecayAttention {
         Ok(())
     }
 
+    /// The recurrence, unrolled over the tokens of the call. Tensors are `[batch or 1, heads, ...]`.
     fn forward(&self, parts: &Parts, x: &Inputs, state: &State, call: &Call<'_>) -> Result<MixerOutput> {
-        let (span, memory) = (call.span, state.get("memory")?);
+        let (span, memory, initial) = (call.span, state.get("memory")?, call.initial.get("memory")?);
         let kind = memory.kind();
+        if span.time == 0 {
+            return Ok((x.get("v")?.shallow_clone(), state.share()).into());
+        }
         let heads = |name: &str| -> Result<Tensor> {
-            let (batch, time, rows) = (span.batch, span.time, x.get(name)?.size()[2]);
-            let heads = x.get(name)?.f_view([batch, time, self.n_heads, rows / self.n_heads])?;
-            Ok(heads.f_transpose(1, 2)?.f_to_kind(kind)?)
+            let x = x.get(name)?.f_unflatten(2, [self.n_heads, -1])?;
+            Ok(x.f_transpose(1, 2)?.f_to_kind(kind)?)
         };
         let (q, k, v) = (heads("q")? / (self.head_dim as f64).sqrt(), heads("k")?, heads("v")?);
-        // Everything below is [batch or 1, heads, ...]; `rate` is negative: the log of the decay per token.
-        let rate =
-            (parts.parameter("log_rate")?.f_to_kind(kind)? - 3.0).f_exp()?.f_neg()?.f_view([1, -1, 1])?;
-        let clock = Clock::new(span)?;
+        let rate = (parts.parameter("log_rate")?.f_to_kind(kind)? - 3.0).f_exp()?.f_view([1, -1, 1, 1])?;
+        let Clock { document, since } = Clock::new(span, parts.plan.context.meta_tokens)?;
 
-        // Tokens of the call: each sees those before it in its document, faded by their distance.
-        let apart = clock.steps.f_unsqueeze(2)? - clock.steps.f_unsqueeze(1)?;
-        let same = clock.document.f_unsqueeze(2)?.f_eq_tensor(&clock.document.f_unsqueeze(1)?)?;
-        let seen = apart.f_ge(0)?.f_logical_and(&same)?.f_unsqueeze(1)?.f_to_kind(kind)?;
-        let fade = (apart.f_clamp_min(0)?.f_unsqueeze(1)? * rate.f_unsqueeze(3)?).f_exp()? * seen;
-        let near = (q.f_matmul(&k.f_transpose(2, 3)?)? * fade).f_matmul(&v)?;
+        // A token sees itself and those before it in its document, faded by their distance: `[.., i, j]`,
+        let apart = since.f_unsqueeze(2)? - since.f_unsqueeze(1)?;
+        let same = document.f_unsqueeze(2)?.f_eq_tensor(&document.f_unsqueeze(1)?)?;
+        let seen = apart.f_ge(0)?.f_logical_and(&same)?.f_unsqueeze(1)?;
+        let fade = (apart.f_clamp_min(0)?.f_unsqueeze(1)? * &rate).f_neg()?.f_exp()? * seen;
+        // and what was there before them, the state or a new document's initial state: `[.., i, 1]`.
+        let carried = document.f_eq(0)?.f_unsqueeze(1)?.f_unsqueeze(3)?;
+        let before = (since.f_unsqueeze(1)?.f_unsqueeze(3)? * rate).f_neg()?.f_exp()?;
+        let old = q.f_matmul(memory)?.f_where_self(&carried, &q.f_matmul(initial)?)?;
+        let y = (q.f_matmul(&k.f_transpose(2, 3)?)? * &fade).f_matmul(&v)? + old * &before;
 
-        // What was there before: the state, or the initial one for a document that starts in this call.
-        let running = clock.document.f_eq(0)?.f_unsqueeze(1)?.f_unsqueeze(3)?;
-        let old = q.f_matmul(memory)?.f_where_self(&running, &q.f_matmul(call.initial.get("memory")?)?)?;
-        let since = (clock.since.f_unsqueeze(1)? * &rate).f_exp()?.f_unsqueeze(3)?;
-        let y = near + old * since;
-
-        let y = y.f_transpose(1, 2)?.f_reshape([span.batch, span.time, parts.plan.output_width])?;
-        let memory = clock.memory_after(&rate, &k, &v, memory, call.initial.get("memory")?)?;
-        Ok((y.f_to_kind(x.get("v")?.kind())?, state.with("memory", memory)).into())
+        // The state after the call is what its last token sees.
+        let last = |of_tokens: &Tensor| last_token(of_tokens, span);
+        let new = (k * last(&fade)?.f_transpose(2, 3)?).f_transpose(2, 3)?.f_matmul(&v)?;
+        let base = memory.f_where_self(&last(&carried)?, initial)?;
+        let mut after = new + base * last(&before)?;
+        if let Some(lengths) = &span.lengths {
+            // A row of padding alone has not moved.
+            after = after.f_where_self(&lengths.f_gt(0)?.f_view([-1, 1, 1, 1])?, memory)?;
+        }
+        let y = y.f_transpose(1, 2)?.f_flatten(2, 3)?.f_to_kind(x.get("v")?.kind())?;
+        Ok((y, state.with("memory", after)).into())
     }
 }
 
-/// Where the tokens of a call stand in time and in documents.
+/// Where the tokens of a call stand, `[batch or 1, time]` each.
 struct Clock {
-    /// Index in the call, `[1, time]`.
-    steps: Tensor,
-    /// Documents started so far in the call, `[batch or 1, time]`.
+    /// Documents that started in the call up to a token: 0 for those that go on with the state.
     document: Tensor,
-    /// Tokens since the document or the call began, this one included, `[batch or 1, time]`.
+    /// Tokens since the document or the call began, this one included.
     since: Tensor,
-    /// Tokens of each row that are not padding, `[batch or 1]`.
-    lengths: Tensor,
 }
 
 impl Clock {
-    fn new(span: &Span) -> Result<Self> {
-        let options = (Kind::Int64, span.positions.device());
-        let steps = Tensor::f_arange(span.time, options)?.f_unsqueeze(0)?;
-        let running = &steps + 1;
-        let (document, since) = match (&span.document, &span.resets) {
-            (Some(document), Some(resets)) => {
-                let none = Tensor::f_full([1], -1, options)?;
-                let started = steps.f_where_self(resets, &none)?;
-                let started = if span.time == 0 { started } else { started.f_cummax(1)?.0 };
-                (document.shallow_clone(), (&running - started).f_where_self(&document.f_gt(0)?, &running)?)
-            }
-            _ => (steps.f_zeros_like()?, running),
-        };
-        let lengths = match &span.lengths {
-            Some(lengths) => lengths.shallow_clone(),
-            None => Tensor::f_full([1], span.time, options)?,
-        };
-        Ok(Self { steps, document, since, lengths })
+    fn new(span: &Span, meta_tokens: i64) -> Result<Self> {
+        let steps = Tensor::f_arange(span.time, (Kind::Int64, span.positions.device()))?.f_unsqueeze(0)? + 1;
+        Ok(match &span.document {
+            None => Self { document: steps.f_zeros_like()?, since: steps },
+            // The positions of a document start behind the meta tokens.
+            Some(document) => Self {
+                document: document.shallow_clone(),
+                since: steps.f_where_self(&document.f_eq(0)?, &(&span.positions + 1 - meta_tokens))?,
+            },
+        })
     }
+}
 
-    /// `[batch, heads, head_dim, d_value]`: what the last document of each row leaves behind.
-    fn memory_after(
-        &self,
-        rate: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
-        old: &Tensor,
-        initial: &Tensor,
-    ) -> Result<Tensor> {
-        let batch = k.size()[0];
-        if k.size()[2] == 0 {
-            return expand_batch(old, batch);
-        }
-        let last = (&self.lengths - 1).f_unsqueeze(1)?;
-        let at_last = |tensor: &Tensor| -> Result<Tensor> {
-            let wide = tensor.f_expand([batch, -1], false)?;
-            Ok(wide.f_gather(1, &last.f_clamp_min(0)?.f_expand([batch, 1], false)?, false)?)
-        };
-        let document = at_last(&self.document)?;
-        let distance = &last - &self.steps;
-        let kept = distance.f_ge(0)?.f_logical_and(&self.document.f_eq_tensor(&document)?)?;
-        let fade = (distance.f_clamp_min(0)?.f_unsqueeze(1)? * rate).f_exp()? * kept.f_unsqueeze(1)?;
-        let new = (k * fade.f_unsqueeze(3)?).f_transpose(2, 3)?.f_matmul(v)?;
-        let base = old.f_where_self(&document.f_eq(0)?.f_view([batch, 1, 1, 1])?, initial)?;
-        let after = new + base * (at_last(&self.since)?.f_unsqueeze(1)? * rate).f_exp()?.f_unsqueeze(3)?;
-        // A row of padding alone has not moved.
-        Ok(after.f_where_self(&self.lengths.f_gt(0)?.f_view([-1, 1, 1, 1])?, old)?)
-    }
+/// `[batch or 1, heads, time, width]` at the last token of each row that is not padding (which is at the rows' ends).
+fn last_token(x: &Tensor, span: &Span) -> Result<Tensor> {
+    let Some(lengths) = &span.lengths else { return Ok(x.f_narrow(2, span.time - 1, 1)?) };
+    let [_, heads, _, width] = x.size()[..] else { return Err(Error::other("four dimensions")) };
+    let index = (lengths - 1).f_clamp_min(0)?.f_view([-1, 1, 1, 1])?;
+    let x = x.f_expand([span.batch, -1, -1, -1], false)?;
+    Ok(x.f_gather(2, &index.f_expand([span.batch, heads, 1, width], false)?, false)?)
 }
