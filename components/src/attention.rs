@@ -1,6 +1,6 @@
 //! Softmax attention: multi-head, grouped-query or multi-query, over everything or over a window.
 
-use hymba_plus::prelude::*;
+use hymba_plus::{prelude::*, serde_json};
 use kernels::attention::{Attention as Operands, Visibility, attention};
 
 /// Attention (Vaswani et al. 2017) with grouped keys and values (Ainslie et al. 2023). Every token sees all meta
@@ -8,19 +8,19 @@ use kernels::attention::{Attention as Operands, Visibility, attention};
 #[component_config]
 pub struct Attention {
     /// Query heads.
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = 65536))]
     pub n_heads: i64,
     /// Heads of keys and values, a divisor of `n_heads`; left out, as many as `n_heads`.
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = 65536))]
     pub n_kv_heads: Option<i64>,
     /// Width of a query and a key, per head; left out, `d_model / n_heads`.
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = 65536))]
     pub head_dim: Option<i64>,
     /// Width of a value, per head; left out, `head_dim`.
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = 65536))]
     pub v_head_dim: Option<i64>,
     /// Text tokens a token sees, itself among them, in training and in decoding alike; left out, all.
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = 1073741824))]
     pub window: Option<i64>,
     /// Tells queries and keys where they stand.
     pub position: Component<position>,
@@ -118,6 +118,7 @@ impl SequenceMixer for Attention {
             head_dim: heads.dim,
             v_head_dim: heads.v_dim,
             window: self.window,
+            position: serde_json::to_value(&self.position).unwrap_or_default(),
         });
         Ok(())
     }
@@ -147,7 +148,7 @@ impl SequenceMixer for Attention {
             positions: &span.positions,
             valid: span.valid.as_ref(),
             document: span.document.as_ref(),
-            uniform: keys.cached_positions.size()[0] == 1,
+            uniform: span.uniform && keys.cached_positions.size()[0] == 1,
         };
         let dropout = if span.training { self.dropout } else { 0.0 };
         let y = if span.time == 0 {

@@ -32,6 +32,10 @@ impl Head for LanguageHead {
         };
         let logits = hidden.f_linear(weight, None::<&Tensor>)?;
         Ok(match self.soft_cap {
+            // In 32 bits: near the cap, 16 bits have no differences left.
+            Some(cap) if logits.kind() != Kind::Double => {
+                (logits.f_to_kind(Kind::Float)? / cap).f_tanh()? * cap
+            }
             Some(cap) => (logits / cap).f_tanh()? * cap,
             None => logits,
         })

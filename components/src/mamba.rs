@@ -12,10 +12,10 @@ use kernels::{
 pub struct Mamba {
     /// Inner width as a multiple of `d_model`; `d_inner` overrules it.
     #[default(2.0)]
-    #[schemars(range(min = 0.0))]
+    #[schemars(range(min = 0.0, max = 1024.0))]
     pub expand: f64,
     /// Inner width.
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = 16777216))]
     pub d_inner: Option<i64>,
     /// State per inner channel.
     #[default(16)]
@@ -26,7 +26,7 @@ pub struct Mamba {
     #[schemars(range(min = 1, max = 8))]
     pub d_conv: i64,
     /// Rank of the step sizes; left out, `d_model / 16` rounded up.
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = 1048576))]
     pub dt_rank: Option<i64>,
     /// Whether the convolution has a bias.
     #[default(true)]

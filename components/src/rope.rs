@@ -12,7 +12,7 @@ use hymba_plus::prelude::*;
 pub struct Rope {
     /// Base of the geometric series of wavelengths.
     #[default(10_000.0)]
-    #[schemars(range(min = 1.0))]
+    #[schemars(range(min = 2.0))]
     pub theta: f64,
 }
 
@@ -21,7 +21,7 @@ pub struct Rope {
 pub struct RopeLinear {
     /// Base of the geometric series of wavelengths.
     #[default(10_000.0)]
-    #[schemars(range(min = 1.0))]
+    #[schemars(range(min = 2.0))]
     pub theta: f64,
     /// By how much the context grows.
     #[schemars(range(min = 1.0))]
@@ -34,7 +34,7 @@ pub struct RopeLinear {
 pub struct RopeNtk {
     /// Base of the geometric series of wavelengths, before scaling.
     #[default(10_000.0)]
-    #[schemars(range(min = 1.0))]
+    #[schemars(range(min = 2.0))]
     pub theta: f64,
     /// Factor of the formula.
     #[default(2.0)]
@@ -54,7 +54,7 @@ pub struct RopeNtk {
 pub struct RopeDynamicNtk {
     /// Base of the geometric series of wavelengths, before scaling.
     #[default(10_000.0)]
-    #[schemars(range(min = 1.0))]
+    #[schemars(range(min = 2.0))]
     pub theta: f64,
     /// Factor of the formula.
     #[default(2.0)]
@@ -70,7 +70,7 @@ pub struct RopeDynamicNtk {
 pub struct RopeYarn {
     /// Base of the geometric series of wavelengths.
     #[default(10_000.0)]
-    #[schemars(range(min = 1.0))]
+    #[schemars(range(min = 2.0))]
     pub theta: f64,
     /// By how much the context grows.
     #[schemars(range(min = 1.0))]
@@ -80,11 +80,14 @@ pub struct RopeYarn {
     pub original_max_positions: i64,
     /// Turns over the original length above which a wavelength is kept.
     #[default(32.0)]
+    #[schemars(range(min = 0.001))]
     pub beta_fast: f64,
     /// Turns over the original length below which a wavelength is interpolated.
     #[default(1.0)]
+    #[schemars(range(min = 0.001))]
     pub beta_slow: f64,
     /// Scale of queries and keys; left out, `0.1 ln(factor) + 1`.
+    #[schemars(range(min = 0.001))]
     pub attention_factor: Option<f64>,
 }
 
@@ -93,7 +96,7 @@ pub struct RopeYarn {
 pub struct RopeLlama3 {
     /// Base of the geometric series of wavelengths.
     #[default(500_000.0)]
-    #[schemars(range(min = 1.0))]
+    #[schemars(range(min = 2.0))]
     pub theta: f64,
     /// By how much the context grows.
     #[default(8.0)]
@@ -101,9 +104,11 @@ pub struct RopeLlama3 {
     pub factor: f64,
     /// Wavelengths longer than `original_max_positions / low_freq_factor` are divided.
     #[default(1.0)]
+    #[schemars(range(min = 0.001))]
     pub low_freq_factor: f64,
     /// Wavelengths shorter than `original_max_positions / high_freq_factor` are kept.
     #[default(4.0)]
+    #[schemars(range(min = 0.001))]
     pub high_freq_factor: f64,
     /// Length the model was trained at first.
     #[default(8192)]
@@ -131,6 +136,11 @@ pub trait Frequencies {
 
     /// Longest sequence of the formula, if it has one.
     fn max_positions(&self) -> Option<i64> {
+        None
+    }
+
+    /// A key whose value contradicts the others, with the message and the rule.
+    fn contradiction(&self) -> Option<(&'static str, String, &'static str)> {
         None
     }
 
@@ -172,6 +182,16 @@ impl Frequencies for RopeNtk {
     fn max_positions(&self) -> Option<i64> {
         Some(self.max_positions)
     }
+
+    fn contradiction(&self) -> Option<(&'static str, String, &'static str)> {
+        let (to, from) = (self.max_positions, self.original_max_positions);
+        let message = format!("{to} positions are fewer than the {from} trained at first");
+        (to < from).then_some((
+            "max_positions",
+            message,
+            "`max_positions` is at least `original_max_positions`",
+        ))
+    }
 }
 
 impl Frequencies for RopeDynamicNtk {
@@ -201,6 +221,12 @@ impl Frequencies for RopeYarn {
         geometric(self.theta, dim).into_iter().enumerate().map(blend).collect()
     }
 
+    fn contradiction(&self) -> Option<(&'static str, String, &'static str)> {
+        let (fast, slow) = (self.beta_fast, self.beta_slow);
+        let message = format!("beta_fast {fast} is not above beta_slow {slow}");
+        (fast <= slow).then_some(("beta_fast", message, "`beta_fast` is above `beta_slow`"))
+    }
+
     fn attention_factor(&self) -> f64 {
         self.attention_factor.unwrap_or_else(|| 0.1 * self.factor.ln() + 1.0)
     }
@@ -222,6 +248,16 @@ impl Frequencies for RopeLlama3 {
             (1.0 - kept) * frequency / self.factor + kept * frequency
         };
         geometric(self.theta, dim).into_iter().map(scale).collect()
+    }
+
+    fn contradiction(&self) -> Option<(&'static str, String, &'static str)> {
+        let (low, high) = (self.low_freq_factor, self.high_freq_factor);
+        let message = format!("high_freq_factor {high} is not above low_freq_factor {low}");
+        (high <= low).then_some((
+            "high_freq_factor",
+            message,
+            "`high_freq_factor` is above `low_freq_factor`",
+        ))
     }
 }
 
@@ -251,6 +287,11 @@ fn plan_rotary(rope: &dyn Frequencies, plan: &mut ModulePlan) -> Result<(), Find
         finding.help = Some(format!("use head_dim {}", (dim + 1).max(4) & !1));
         return Err(finding);
     }
+    if let Some((key, message, rule)) = rope.contradiction() {
+        return Err(plan.finding(key, message, rule));
+    }
+    // Meta tokens take the first positions besides; the released Hymba does not count them either.
+    plan.longest_document = rope.max_positions();
     if let (Some(rope), Some(model)) = (rope.max_positions(), plan.context.max_positions)
         && rope < model
     {
@@ -261,7 +302,8 @@ fn plan_rotary(rope: &dyn Frequencies, plan: &mut ModulePlan) -> Result<(), Find
     }
     if rope.depends_on_length() {
         plan.exemptions.push(
-            "split invariance beyond `original_max_positions`: cached keys keep the frequencies of their call"
+            "splits and batches beyond `original_max_positions`: the longest row of a call sets the frequencies of all \
+             its rows, and cached keys keep those of their call"
                 .to_owned(),
         );
     }

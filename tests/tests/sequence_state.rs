@@ -248,3 +248,39 @@ fn windowed_states_stop_growing() {
         );
     }
 }
+
+/// A state that padding or packing left with holes is read with care by a later call that knows of neither.
+#[test]
+fn a_plain_call_after_a_ragged_one_sees_no_holes() {
+    let (model, _) = hymba();
+    let _guard = NoGrad::new();
+    let initial = model.initial_state(false).unwrap();
+    let more = tokens(5, 9);
+    let go_on = |state: &ModelState, before: &[i64], what: &str| {
+        let mut state = state.share();
+        let expected = full(&model, &[before, &more].concat()).narrow(0, before.len() as i64, 5);
+        for (i, token) in more.iter().enumerate() {
+            let (hidden, next) = model.forward(&row(&[*token]), &state, &initial, SpanInput::default()).unwrap();
+            let error = max_difference(&hidden.get(0), &expected.narrow(0, i as i64, 1));
+            assert!(error < EXACT, "{what}, token {i}: {error:e}");
+            state = next;
+        }
+    };
+    // One row, packed: the next token belongs to the second document.
+    let ids = tokens(6, 1);
+    let resets = Tensor::from_slice(&[true, false, false, true, false, false]).view([1, 6]);
+    let input = SpanInput { resets: Some(&resets), ..SpanInput::default() };
+    let (_, state) = model.forward(&row(&ids), &initial, &initial, input).unwrap();
+    go_on(&state, &ids[3..], "packed");
+    // One row, padded left.
+    let valid = Tensor::from_slice(&[false, false, true, true, true, true]).view([1, 6]);
+    let input = SpanInput { valid: Some(&valid), ..SpanInput::default() };
+    let (_, state) = model.forward(&row(&ids), &initial, &initial, input).unwrap();
+    go_on(&state, &ids[2..], "padded");
+    // A short row of a ragged batch that goes on alone.
+    let valid = Tensor::from_slice(&[true, true, true, false, false, false, true, true, true, true, true, true]);
+    let valid = valid.view([2, 6]);
+    let input = SpanInput { valid: Some(&valid), ..SpanInput::default() };
+    let (_, state) = model.forward(&row(&ids).expand([2, -1], false), &initial, &initial, input).unwrap();
+    go_on(&state.select(&Tensor::from_slice(&[0_i64]), 2).unwrap(), &ids[..3], "alone");
+}

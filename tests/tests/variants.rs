@@ -256,6 +256,43 @@ block_pattern:
   kind: parallel
   layer: {{ mixers: [{{ kind: attention, n_heads: 2, position: {{ kind: rope_dynamic_ntk, original_max_positions: 8 }} }}] }}
 "));
-    assert!(plan.exemptions().iter().any(|exemption| exemption.contains("split invariance")));
+    assert!(plan.exemptions().iter().any(|exemption| exemption.contains("splits and batches")));
     assert!(plan.render(16).contains("exempt"));
+}
+
+#[test]
+fn a_group_may_have_its_mixers_in_another_order() {
+    check("order", "
+n_layers: 2
+norm: rms_norm
+meta_tokens: 2
+block_pattern:
+  kind: custom
+  layers:
+    first:
+      mixers: [{ kind: attention, n_heads: 2, head_dim: 8, window: 4, position: rope }, { kind: mamba, d_inner: 16 }]
+      fusion: { kind: mean, norm: rms_norm }
+    second:
+      mixers: [{ kind: mamba, d_inner: 16 }, { kind: attention, n_heads: 2, head_dim: 8, window: 3, position: rope }]
+      fusion: { kind: mean, norm: rms_norm }
+  sequence: [{ layer: first }, { layer: second }]
+  kv_sharing: { groups: [[0, 1]] }
+");
+}
+
+#[test]
+fn sharing_by_period_reaches_over_layers_without_keys() {
+    let plan = hymba_tests::plan(&format!("{ENDS}
+n_layers: 6
+norm: rms_norm
+block_pattern:
+  kind: interleaved
+  period: [mamba, attention]
+  kv_sharing: {{ period: 3 }}
+  layers:
+    mamba: {{ mixers: [{{ kind: mamba, d_state: 4 }}] }}
+    attention: {{ mixers: [{{ kind: attention, n_heads: 2, window: 4, position: rope }}] }}
+"));
+    let keeps: Vec<_> = plan.states().filter(|(_, _, state)| state.name == "k").map(|(layer, _, _)| layer).collect();
+    assert_eq!(keeps, [1]);
 }

@@ -23,6 +23,8 @@ pub struct CudaStatus {
 const LIBRARY: &str = "libtorch_cuda.so";
 const VARIABLE: &str = "HYMBA_LIBTORCH";
 
+const CUBLAS_WORKSPACE: &str = "CUBLAS_WORKSPACE_CONFIG";
+
 static STATUS: OnceLock<CudaStatus> = OnceLock::new();
 
 /// Opens `libtorch_cuda.so`, once; later calls return the first outcome. Never fatal: the CPU path goes on.
@@ -46,6 +48,12 @@ pub fn status() -> CudaStatus {
 }
 
 fn try_open() -> CudaStatus {
+    // cuBLAS is reproducible only with a workspace of fixed size, which it reads from the environment when a handle
+    // is made; a user's own setting stands.
+    if std::env::var_os(CUBLAS_WORKSPACE).is_none() {
+        // SAFETY: `open` is the first thing in `main`, so no other thread reads the environment yet.
+        unsafe { std::env::set_var(CUBLAS_WORKSPACE, ":4096:8") };
+    }
     let refused = |path, reason| CudaStatus { opened: false, path, reason: Some(reason) };
     let directories = match directories() {
         Ok(directories) => directories,

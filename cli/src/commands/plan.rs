@@ -22,7 +22,7 @@ pub(super) fn run(arguments: &Plan) -> Outcome {
         || recipe.values().get("stages")?.as_array()?.iter().find_map(|s| s.get("sequence_length")?.as_i64());
     let tokens = arguments.tokens.or_else(sequence_length).unwrap_or(DEFAULT_TOKENS);
     if arguments.json {
-        let report = json!({ "recipe": recipe.name(), "hash": recipe.hash(), "totals": plan.totals(tokens), "plan": plan });
+        let report = json!({ "recipe": recipe.name(), "hash": recipe.hash(), "totals": plan.totals(tokens), "layers": plan.layer_summaries(tokens), "plan": plan });
         output::line(&serde_json::to_string_pretty(&report)?);
     } else {
         output::print(&plan.render(tokens));

@@ -29,7 +29,7 @@ pub struct GenerateOptions {
 /// every new token of sequence `i` as it comes; when it returns false, that sequence ends.
 ///
 /// # Errors
-/// When a prompt is empty and the model has no meta tokens to start from, or libtorch refuses.
+/// When a prompt is empty (start one with the end-of-text token), or libtorch refuses.
 pub fn generate(
     model: &Model,
     prompts: &[Vec<i64>],

@@ -8,6 +8,7 @@ use torch_bridge::{Error, Result};
 use super::{
     Call, Inputs, Taps,
     build::{Builder, Matrix, build_module},
+    config::OutProjection,
     slot::{ChannelMixerModule, FusionModule, MixerModule, NormModule},
 };
 use crate::{
@@ -20,6 +21,8 @@ use crate::{
 struct Branch {
     name: String,
     slices: Vec<InputSlice>,
+    /// Whether it has keys and values, its own or shared.
+    has_kv: bool,
     mixer: Box<dyn MixerModule>,
 }
 
@@ -44,7 +47,7 @@ pub(crate) struct Layer {
     dropout: f64,
 }
 
-/// What a producer shares with later layers of the pass: a view for each of its mixers.
+/// What producers share with later layers of the pass: by layer, a view for each mixer that has keys and values.
 pub(crate) type Views = BTreeMap<usize, Vec<Option<State>>>;
 
 impl Layer {
@@ -55,6 +58,7 @@ impl Layer {
                     Ok(Branch {
                         name: mixer.name.clone(),
                         slices: mixer.module.inputs.clone(),
+                        has_kv: mixer.module.kv_shape.is_some(),
                         mixer: build_module!(mixer.component, &mixer.module, builder)?,
                     })
                 };
@@ -63,8 +67,7 @@ impl Layer {
                     in_projection: builder.matrices(&plan.in_projection)?,
                     branches: plan.mixers.iter().map(branch).collect::<Result<_>>()?,
                     fusion: build_module!(fusion, fusion_plan, builder)?,
-                    per_branch: plan.out_projection.len() > 1
-                        || plan.config.out_projection == super::config::OutProjection::PerBranch,
+                    per_branch: plan.config.out_projection == OutProjection::PerBranch,
                     out_projection: builder.matrices(&plan.out_projection)?,
                 })
             }
@@ -131,9 +134,11 @@ impl Layer {
         })?;
         let (mut outputs, mut after, mut published) = (Vec::new(), Vec::new(), Vec::new());
         for (i, branch) in mixing.branches.iter().enumerate() {
+            // The n-th mixer with keys and values reads those of the producer's n-th.
+            let nth = mixing.branches[..i].iter().filter(|before| before.has_kv).count();
             let shared = match self.kv {
-                KvRole::Consumer { producer } => {
-                    views.get(&producer).and_then(|views| views.get(i)?.as_ref())
+                KvRole::Consumer { producer } if branch.has_kv => {
+                    views.get(&producer).and_then(|views| views.get(nth)?.as_ref())
                 }
                 _ => None,
             };
@@ -143,7 +148,9 @@ impl Layer {
             call.tap(|| format!("layers.{}.branch.{}", self.index, branch.name), &output.y);
             outputs.push(output.y);
             after.push(output.state);
-            published.push(output.view);
+            if branch.has_kv {
+                published.push(output.view);
+            }
         }
         if mixing.per_branch {
             let projected = outputs.iter().zip(&mixing.out_projection).map(|(y, matrix)| matrix.forward(y));

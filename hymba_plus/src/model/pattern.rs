@@ -4,8 +4,14 @@
 
 use std::collections::BTreeMap;
 
-use super::config::{BlockPattern, ExpandedLayer, Expansion, KvSharing, LayerConfig, block_pattern};
-use crate::{component_config, register, registry::Finding};
+use super::{
+    config::{BlockPattern, ExpandedLayer, Expansion, KvSharing, LayerConfig, block_pattern},
+    slot::sequence_mixer,
+};
+use crate::{
+    component_config, register,
+    registry::{Component, Finding, Registry, Slot},
+};
 
 /// Every layer alike: its mixers stand side by side and read the same input (Hymba's hybrid heads).
 #[component_config]
@@ -54,7 +60,7 @@ pub struct Run {
     pub layer: String,
     /// How often it follows itself.
     #[default(1)]
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = 1000))]
     pub repeat: usize,
 }
 
@@ -79,7 +85,13 @@ impl BlockPattern for Interleaved {
     fn expand(&self, n_layers: usize, path: &str) -> Result<Expansion, Vec<Finding>> {
         let (order, key) = match (&self.period, &self.ratio) {
             (Some(period), None) => (period.iter().cycle().take(n_layers).cloned().collect(), "period"),
-            (None, Some(ratio)) => (spread(ratio, n_layers), "ratio"),
+            (None, Some(ratio)) => {
+                if let Some((name, part)) = ratio.iter().find(|&(_, &part)| !(1..=1000).contains(&part)) {
+                    let message = format!("`{name}` has {part} parts");
+                    return Err(vec![finding(path, "ratio", &message, "every part is 1 to 1000")]);
+                }
+                (spread(ratio, n_layers), "ratio")
+            }
             _ => {
                 let message = if self.period.is_some() {
                     "both `period` and `ratio` are given"
@@ -106,7 +118,7 @@ impl BlockPattern for Interleaved {
 impl BlockPattern for Custom {
     fn expand(&self, n_layers: usize, path: &str) -> Result<Expansion, Vec<Finding>> {
         let mut findings = Vec::new();
-        let total: usize = self.sequence.iter().map(|run| run.repeat).sum();
+        let total = self.sequence.iter().fold(0, |total: usize, run| total.saturating_add(run.repeat));
         if total != n_layers {
             let message = format!("the sequence has {total} layers, `n_layers` is {n_layers}");
             let mut finding =
@@ -184,14 +196,12 @@ fn finish(
             findings.push(finding(path, &key, &message, "a layer index is below `n_layers`"));
             continue;
         };
-        let mut had_window = false;
-        for mixer in &mut layer.config.mixers {
-            if let Some(window) = mixer.config.get_mut("window") {
-                had_window |= !window.is_null();
-                *window = serde_json::Value::Null;
-            }
+        if global_layers[..i].contains(&index) {
+            let message = format!("layer {index} stands twice");
+            findings.push(finding(path, &key, &message, "each global layer stands once"));
+            continue;
         }
-        if !had_window {
+        if sight(layer) != Sight::Window {
             let message = format!("layer {index} has no mixer with a window to take away");
             findings.push(finding(
                 path,
@@ -199,6 +209,11 @@ fn finish(
                 &message,
                 "a global layer is one whose `window` is taken away",
             ));
+        }
+        for mixer in &mut layer.config.mixers {
+            if mixer.config.contains_key(WINDOW) {
+                mixer.config.insert(WINDOW.to_owned(), serde_json::Value::Null);
+            }
         }
     }
     let kv_groups = kv_sharing.map_or_else(Vec::new, |sharing| groups(sharing, &layers, path, &mut findings));
@@ -213,7 +228,15 @@ fn groups(
 ) -> Vec<Vec<usize>> {
     match (&sharing.groups, sharing.period) {
         (Some(groups), None) => groups.clone(),
-        (None, Some(period)) => by_period(layers, period),
+        (None, Some(period)) => {
+            let groups = by_period(layers, period);
+            if groups.is_empty() {
+                let message = "no two windowed layers follow each other without a global one between them";
+                let rule = "`period` groups layers with a window";
+                findings.push(finding(path, "kv_sharing.period", message, rule));
+            }
+            groups
+        }
         _ => {
             let rule = "`kv_sharing` has either `groups` or `period`";
             findings.push(finding(path, "kv_sharing", "give one of `groups` and `period`", rule));
@@ -222,24 +245,49 @@ fn groups(
     }
 }
 
-/// Runs of layers with a window, cut into groups of `period`; a last group of one layer shares nothing.
-fn by_period(layers: &[ExpandedLayer], period: usize) -> Vec<Vec<usize>> {
-    let windowed = |layer: &ExpandedLayer| {
-        layer
-            .config
-            .mixers
-            .iter()
-            .any(|mixer| mixer.config.get("window").is_some_and(|window| !window.is_null()))
+/// The key by which a mixer says how many tokens a token sees; a mixer that has it sees all when it is left out.
+const WINDOW: &str = "window";
+
+/// How far a layer's mixers look back at keys.
+#[derive(PartialEq, Eq)]
+enum Sight {
+    /// They have no keys.
+    NoKeys,
+    /// Some mixer sees a window.
+    Window,
+    /// Some mixer sees everything, none a window.
+    Global,
+}
+
+fn sight(layer: &ExpandedLayer) -> Sight {
+    let has_keys = |mixer: &Component<sequence_mixer>| {
+        let entry =
+            Registry::global().ok().and_then(|registry| registry.get(sequence_mixer::NAME, &mixer.kind));
+        entry.is_some_and(|entry| {
+            entry.schema().get("properties").and_then(|properties| properties.get(WINDOW)).is_some()
+        })
     };
+    let with_keys: Vec<_> = layer.config.mixers.iter().filter(|mixer| has_keys(mixer)).collect();
+    if with_keys.is_empty() {
+        return Sight::NoKeys;
+    }
+    let windowed =
+        with_keys.iter().any(|mixer| mixer.config.get(WINDOW).is_some_and(|window| !window.is_null()));
+    if windowed { Sight::Window } else { Sight::Global }
+}
+
+/// Successive windowed layers in groups of `period`; layers without keys may stand between them, a global layer ends
+/// a group, and a group of one layer shares nothing.
+fn by_period(layers: &[ExpandedLayer], period: usize) -> Vec<Vec<usize>> {
     let mut groups: Vec<Vec<usize>> = vec![Vec::new()];
     for (index, layer) in layers.iter().enumerate() {
-        if !windowed(layer) || groups.last().is_some_and(|group| group.len() == period) {
-            groups.push(Vec::new());
-        }
-        if windowed(layer)
-            && let Some(group) = groups.last_mut()
-        {
-            group.push(index);
+        match sight(layer) {
+            Sight::NoKeys => {}
+            Sight::Global => groups.push(Vec::new()),
+            Sight::Window => match groups.last_mut() {
+                Some(group) if group.len() < period => group.push(index),
+                _ => groups.push(vec![index]),
+            },
         }
     }
     groups.retain(|group| group.len() > 1);

@@ -28,7 +28,7 @@ pub struct ParameterPlan {
 impl ParameterPlan {
     /// Number of elements.
     pub fn count(&self) -> u64 {
-        self.shape.iter().product::<i64>() as u64
+        self.shape.iter().fold(1, |count: u64, &size| count.saturating_mul(size.unsigned_abs()))
     }
 }
 

@@ -146,11 +146,6 @@ impl LayerPlan {
         let projections: f64 = matrices.map(|m| 2.0 * m.rows as f64 * m.columns as f64).sum();
         projections + self.modules().map(|module| module.flops.at(meta, tokens)).sum::<f64>()
     }
-
-    /// Text keys that a token of this layer sees, of the first mixer that says so.
-    pub fn window(&self) -> Option<i64> {
-        self.mixers.iter().find_map(|mixer| mixer.module.kv_shape.as_ref()?.window)
-    }
 }
 
 fn plan_mixers(

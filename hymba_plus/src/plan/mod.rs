@@ -4,6 +4,7 @@ mod layer;
 mod model;
 mod module;
 mod render;
+mod summary;
 
 pub use layer::{LayerPlan, MatrixPlan, MixerPlan};
 pub use model::{EndPlan, ModelPlan, Totals};
@@ -13,3 +14,4 @@ pub use module::{
     StateKind, StatePlan,
 };
 pub use render::{bytes, grouped};
+pub use summary::LayerSummary;

@@ -101,6 +101,17 @@ impl ModelPlan {
             max_positions: config.max_positions,
             kv: KvRole::Own,
         };
+        if expansion.layers.len() > config.n_layers {
+            let message =
+                format!("the pattern made {} layers of {}", expansion.layers.len(), config.n_layers);
+            findings.push(at_model(
+                "block_pattern",
+                message,
+                "a pattern makes `n_layers` layers",
+                "mend the pattern",
+            ));
+            return Err(findings);
+        }
         let roles = kv_roles(&expansion.kv_groups, config.n_layers, &mut findings);
         let mut layers = Vec::with_capacity(expansion.layers.len());
         for (index, expanded) in expansion.layers.iter().enumerate() {
@@ -108,6 +119,17 @@ impl ModelPlan {
             layers.push(LayerPlan::new(expanded, &context, &config.norm, pattern_path, &mut findings));
         }
         check_sharing(&expansion.kv_groups, &layers, &mut findings);
+        if findings.is_empty()
+            && layers.iter().all(|layer| layer.mixers.is_empty() && layer.channel_mixer.is_none())
+        {
+            let message = "every layer is empty".to_owned();
+            findings.push(at_model(
+                "block_pattern",
+                message,
+                "some layer mixes something",
+                "name a mixer in `mixers` or `channel_mixer`",
+            ));
+        }
         let embedding = end("embedding", &config.embedding, &context, &mut findings, |spec, plan| {
             plan.input("vocabulary", vocab_size);
             spec.plan(plan)
@@ -157,6 +179,14 @@ impl ModelPlan {
             head,
             parameters,
         })
+    }
+
+    /// Longest document that the model and its position encodings are made for, meta tokens not counted.
+    pub fn longest_document(&self) -> Option<i64> {
+        let modules = self.layers.iter().flat_map(LayerPlan::modules);
+        let inner = modules
+            .flat_map(|module| module.children.values().filter_map(|child| child.plan.longest_document));
+        inner.chain(self.max_positions).min()
     }
 
     /// Elements of all parameters.
@@ -315,6 +345,18 @@ fn check_sharing(groups: &[Vec<usize>], layers: &[LayerPlan], findings: &mut Vec
         }
         let made = shapes(&layers[first]);
         for &layer in &group[1..] {
+            let (mine, theirs) = (shapes(&layers[layer]).len(), made.len());
+            if mine != theirs {
+                let message = format!(
+                    "layer {layer} has {mine} mixers with keys and values, its producer {first} has {theirs}"
+                );
+                refuse(
+                    message,
+                    "the layers of a group have equally many attentions",
+                    "make the two layers alike",
+                );
+                continue;
+            }
             for (mine, theirs) in shapes(&layers[layer]).iter().zip(&made) {
                 let narrow = |shape: &super::KvShape| (shape.n_kv_heads, shape.head_dim, shape.v_head_dim);
                 if narrow(mine) != narrow(theirs) {
@@ -328,6 +370,13 @@ fn check_sharing(groups: &[Vec<usize>], layers: &[LayerPlan], findings: &mut Vec
                         "a consumer's keys and values have its producer's shape",
                         "make the two layers alike",
                     );
+                }
+                if mine.position != theirs.position {
+                    let message = format!(
+                        "layer {layer} turns its queries by {}, its producer {first} its keys by {}",
+                        mine.position, theirs.position
+                    );
+                    refuse(message, "a consumer has its producer's position encoding", "make the two alike");
                 }
                 let too_wide = match (mine.window, theirs.window) {
                     (None, Some(_)) => true,

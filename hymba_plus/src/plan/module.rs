@@ -99,6 +99,8 @@ pub struct KvShape {
     pub v_head_dim: i64,
     /// Text keys a token sees, itself among them; none when it sees all.
     pub window: Option<i64>,
+    /// The position encoding, kind and configuration: queries are turned as the keys were.
+    pub position: serde_json::Value,
 }
 
 /// Multiply-adds count as two operations.
@@ -136,7 +138,7 @@ pub struct ModuleContext {
     pub meta_tokens: i64,
     /// Standard deviation of the model's normal initialisation.
     pub initializer_range: f64,
-    /// Longest sequence the model is meant for, meta tokens not counted; none when it is not stated.
+    /// Longest document the model is meant for, meta tokens not counted; none when it is not stated.
     pub max_positions: Option<i64>,
     /// The layer's part in sharing keys and values.
     pub kv: KvRole,
@@ -181,6 +183,8 @@ pub struct ModulePlan {
     pub saved_per_token: i64,
     /// Keys and values it can share.
     pub kv_shape: Option<KvShape>,
+    /// Longest document it is made for, meta tokens not counted; none when any will do.
+    pub longest_document: Option<i64>,
     /// Laws of sequence states that it cannot keep, with the reason; the conformance suite prints them.
     pub exemptions: Vec<String>,
     /// Modules inside it.
@@ -204,6 +208,7 @@ impl ModulePlan {
             flops: Flops::default(),
             saved_per_token: 0,
             kv_shape: None,
+            longest_document: None,
             exemptions: Vec::new(),
             children: BTreeMap::new(),
             findings: Vec::new(),
@@ -319,8 +324,8 @@ impl ModulePlan {
             format!("{what}: {total} / {parts} = {quotient:.2} is not a whole number"),
             format!("`{key}` must divide {total}"),
         );
-        let below = (1..parts).rev().find(|d| total % d == 0);
-        let above = (parts + 1..=total).find(|d| total % d == 0);
+        let below = (1..parts.min(total + 1)).rev().find(|d| total % d == 0);
+        let above = (parts.saturating_add(1)..=total).find(|d| total % d == 0);
         let near: Vec<_> = [below, above].into_iter().flatten().map(|d| d.to_string()).collect();
         finding.help = Some(format!("the nearest that divide it: {}", near.join(", ")));
         Err(finding)

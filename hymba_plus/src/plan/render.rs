@@ -2,59 +2,24 @@
 
 use std::fmt::Write;
 
-use super::{Growth, KvRole, LayerPlan, ModelPlan, model::state_width};
+use super::{KvRole, LayerPlan, LayerSummary, ModelPlan};
 
 impl ModelPlan {
     /// The plan as text: a row for each run of equal layers, then totals at `tokens` tokens per document.
     pub fn render(&self, tokens: i64) -> String {
+        let summaries = self.layer_summaries(tokens);
         let mut rows = vec![header()];
-        let mut first = 0;
-        for index in 0..self.layers.len() {
-            let last = index + 1 == self.layers.len();
-            if last || !self.alike(index, index + 1) {
-                rows.push(self.row(first, index, tokens));
-                first = index + 1;
+        for run in summaries.chunk_by(|a, b| cells(a)[1..] == cells(b)[1..]) {
+            let mut row = cells(&run[0]);
+            if let [first, .., last] = run {
+                row[0] = format!("{}-{}", first.layer, last.layer);
             }
+            rows.push(row);
         }
         let mut text = table(&rows);
         self.render_matrices(&mut text);
         self.render_totals(&mut text, tokens);
         text
-    }
-
-    /// Whether two layers would print the same row.
-    fn alike(&self, a: usize, b: usize) -> bool {
-        self.cells(a, 1)[1..] == self.cells(b, 1)[1..]
-    }
-
-    fn row(&self, first: usize, last: usize, tokens: i64) -> Vec<String> {
-        let mut cells = self.cells(first, tokens);
-        if last > first {
-            cells[0] = format!("{first}-{last}");
-        }
-        cells
-    }
-
-    fn cells(&self, index: usize, tokens: i64) -> Vec<String> {
-        let layer = &self.layers[index];
-        let or_dash = |text: String| if text.is_empty() { "-".to_owned() } else { text };
-        let mixers: Vec<_> = layer.mixers.iter().map(|mixer| mixer.name.clone()).collect();
-        let inner =
-            layer.channel_mixer.as_ref().map_or(String::new(), |(component, _)| component.kind.clone());
-        let count: u64 = layer.parameters(0.0).iter().map(crate::params::ParameterPlan::count).sum();
-        let (fixed, growing) = layer_state(layer, self.meta_tokens);
-        vec![
-            index.to_string(),
-            or_dash(mixers.join(" + ")),
-            window(layer),
-            role(layer.kv),
-            or_dash(inner),
-            shapes(layer),
-            grouped(count),
-            si(layer.flops_per_token(self.meta_tokens, tokens)),
-            bytes(fixed),
-            or_dash(growing),
-        ]
     }
 
     fn render_matrices(&self, text: &mut String) {
@@ -88,7 +53,7 @@ impl ModelPlan {
             (
                 "state of a sequence",
                 format!(
-                    "{} at {} tokens: {} fixed, then {} per token",
+                    "{} at {} tokens: {} fixed, then {} per token (activations in 2 bytes)",
                     bytes(totals.state_bytes),
                     grouped(tokens as u64),
                     bytes(totals.fixed_state_bytes),
@@ -134,8 +99,9 @@ fn header() -> Vec<String> {
         "mixers",
         "window",
         "kv",
+        "in_proj",
+        "out_proj",
         "channel",
-        "in > out",
         "parameters",
         "FLOP/token",
         "state",
@@ -144,12 +110,32 @@ fn header() -> Vec<String> {
     names.map(str::to_owned).to_vec()
 }
 
-fn window(layer: &LayerPlan) -> String {
-    let shapes: Vec<_> = layer.mixers.iter().filter_map(|mixer| mixer.module.kv_shape.as_ref()).collect();
-    match shapes.first() {
-        None => "-".to_owned(),
-        Some(shape) => shape.window.map_or("global".to_owned(), |window| window.to_string()),
-    }
+fn cells(layer: &LayerSummary) -> Vec<String> {
+    let or_dash = |text: String| if text.is_empty() { "-".to_owned() } else { text };
+    let windows = layer.windows.iter().map(|window| window.map_or("global".to_owned(), |w| w.to_string()));
+    let shapes = |name: &str| {
+        let all = layer.projections.iter().filter(|(matrix, _)| matrix.starts_with(name));
+        all.map(|(_, [rows, columns])| format!("{rows}x{columns}")).collect::<Vec<_>>().join(",")
+    };
+    let growing = match (layer.state_bytes_per_token, layer.state_grows_until) {
+        (0, _) => String::new(),
+        (n, Some(window)) => format!("{} to {window}", bytes(n)),
+        (n, None) => bytes(n),
+    };
+    let kv = if layer.windows.is_empty() { String::new() } else { role(layer.kv) };
+    vec![
+        layer.layer.to_string(),
+        or_dash(layer.mixers.join(" + ")),
+        or_dash(windows.collect::<Vec<_>>().join(", ")),
+        or_dash(kv),
+        or_dash(shapes("in_proj")),
+        or_dash(shapes("out_proj")),
+        or_dash(layer.channel_mixer.clone().unwrap_or_default()),
+        grouped(layer.parameters),
+        si(layer.flops_per_token),
+        bytes(layer.fixed_state_bytes),
+        or_dash(growing),
+    ]
 }
 
 fn role(kv: KvRole) -> String {
@@ -160,40 +146,6 @@ fn role(kv: KvRole) -> String {
     }
 }
 
-fn shapes(layer: &LayerPlan) -> String {
-    let rows = |matrices: &[super::MatrixPlan]| matrices.iter().map(|m| m.rows).sum::<i64>();
-    let columns: i64 = layer.out_projection.iter().map(|m| m.columns).sum();
-    if layer.mixers.is_empty() {
-        "-".to_owned()
-    } else {
-        format!("{} > {columns}", rows(&layer.in_projection))
-    }
-}
-
-/// Bytes that do not grow, and what grows per token with its bound.
-fn layer_state(layer: &LayerPlan, meta: i64) -> (u64, String) {
-    let states = layer.mixers.iter().flat_map(|mixer| &mixer.module.states);
-    let (mut fixed, mut growing, mut bound) = (0, 0, None);
-    for state in states {
-        let entry = state.shape.iter().product::<i64>() * state_width(state.kind);
-        match state.growth {
-            Growth::Fixed => fixed += entry,
-            Growth::Prefix => fixed += entry * meta,
-            Growth::Window(window) => {
-                growing += entry;
-                bound = Some(window);
-            }
-            Growth::Unbounded => growing += entry,
-        }
-    }
-    let text = match (growing, bound) {
-        (0, _) => String::new(),
-        (n, Some(window)) => format!("{} to {window}", bytes(n as u64)),
-        (n, None) => bytes(n as u64),
-    };
-    (fixed as u64, text)
-}
-
 fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
@@ -202,7 +154,7 @@ fn table(rows: &[Vec<String>]) -> String {
     for (i, row) in rows.iter().enumerate() {
         let cells = row.iter().zip(&widths).enumerate().map(|(column, (cell, &width))| {
             // Words to the left, numbers to the right.
-            if column < 6 { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
+            if column < 7 { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
         });
         let line = cells.collect::<Vec<_>>().join("  ");
         let _ = writeln!(text, "{}", line.trim_end());

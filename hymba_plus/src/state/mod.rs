@@ -83,7 +83,7 @@ pub struct ModelState {
     pub layers: Vec<Vec<State>>,
     /// Position of each sequence's next token, `[batch or 1]` int64; meta tokens took the first positions.
     pub next_position: Tensor,
-    /// The same on the host, when it is one number for the whole batch; lets calls skip per-row masks.
+    /// The same on the host, when no row was ever padded or packed; lets calls skip per-row masks.
     pub uniform_position: Option<i64>,
 }
 

@@ -44,6 +44,8 @@ pub struct Span {
     pub resets: Option<Tensor>,
     /// How many documents started before or at each token in this call, `[batch, time]` int64; none without resets.
     pub document: Option<Tensor>,
+    /// Whether all rows stand at one position and everything they remember exists: no row was ever padded or packed.
+    pub uniform: bool,
     /// Whether dropout is active.
     pub training: bool,
     order: Option<Tensor>,
@@ -64,6 +66,7 @@ impl Span {
             valid: None,
             resets: None,
             document: None,
+            uniform: true,
             training,
             order: None,
         })
@@ -136,6 +139,7 @@ impl Span {
             valid,
             resets,
             document,
+            uniform: state.uniform_position.is_some(),
             training: input.training,
             order,
         })
