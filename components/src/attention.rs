@@ -8,19 +8,19 @@ use kernels::attention::{Attention as Operands, Visibility, attention};
 #[component_config]
 pub struct Attention {
     /// Query heads.
-    #[schemars(range(min = 1, max = 65536))]
+    #[schemars(range(min = 1, max = 65_536))]
     pub n_heads: i64,
     /// Heads of keys and values, a divisor of `n_heads`; left out, as many as `n_heads`.
-    #[schemars(range(min = 1, max = 65536))]
+    #[schemars(range(min = 1, max = 65_536))]
     pub n_kv_heads: Option<i64>,
     /// Width of a query and a key, per head; left out, `d_model / n_heads`.
-    #[schemars(range(min = 1, max = 65536))]
+    #[schemars(range(min = 1, max = 65_536))]
     pub head_dim: Option<i64>,
     /// Width of a value, per head; left out, `head_dim`.
-    #[schemars(range(min = 1, max = 65536))]
+    #[schemars(range(min = 1, max = 65_536))]
     pub v_head_dim: Option<i64>,
     /// Text tokens a token sees, itself among them, in training and in decoding alike; left out, all.
-    #[schemars(range(min = 1, max = 1073741824))]
+    #[schemars(range(min = 1, max = 1_073_741_824))]
     pub window: Option<i64>,
     /// Tells queries and keys where they stand.
     pub position: Component<position>,

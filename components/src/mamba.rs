@@ -15,7 +15,7 @@ pub struct Mamba {
     #[schemars(range(min = 0.0, max = 1024.0))]
     pub expand: f64,
     /// Inner width.
-    #[schemars(range(min = 1, max = 16777216))]
+    #[schemars(range(min = 1, max = 16_777_216))]
     pub d_inner: Option<i64>,
     /// State per inner channel.
     #[default(16)]
@@ -26,7 +26,7 @@ pub struct Mamba {
     #[schemars(range(min = 1, max = 8))]
     pub d_conv: i64,
     /// Rank of the step sizes; left out, `d_model / 16` rounded up.
-    #[schemars(range(min = 1, max = 1048576))]
+    #[schemars(range(min = 1, max = 1_048_576))]
     pub dt_rank: Option<i64>,
     /// Whether the convolution has a bias.
     #[default(true)]

@@ -6,7 +6,7 @@ use hymba_plus::prelude::*;
 #[component_config]
 pub struct SwiGlu {
     /// Width between the matrices.
-    #[schemars(range(min = 1, max = 16777216))]
+    #[schemars(range(min = 1, max = 16_777_216))]
     pub d_hidden: i64,
 }
 
@@ -14,7 +14,7 @@ pub struct SwiGlu {
 #[component_config]
 pub struct Relu2 {
     /// Width between the matrices.
-    #[schemars(range(min = 1, max = 16777216))]
+    #[schemars(range(min = 1, max = 16_777_216))]
     pub d_hidden: i64,
 }
 
@@ -22,7 +22,7 @@ pub struct Relu2 {
 #[component_config]
 pub struct Gelu {
     /// Width between the matrices.
-    #[schemars(range(min = 1, max = 16777216))]
+    #[schemars(range(min = 1, max = 16_777_216))]
     pub d_hidden: i64,
     /// Whether both matrices have a bias.
     #[default(false)]

@@ -16,7 +16,9 @@ pub(crate) fn each<T: Send, S>(
 ) {
     if steps < WORTH_THREADS || items.len() < 2 {
         let mut scratch = scratch();
-        items.into_iter().for_each(|item| body(&mut scratch, item));
+        for item in items {
+            body(&mut scratch, item);
+        }
         return;
     }
     let items: Vec<Slot<T>> = items.into_iter().map(|item| Slot(UnsafeCell::new(Some(item)))).collect();

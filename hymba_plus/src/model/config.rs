@@ -12,24 +12,24 @@ use crate::{
 #[component_config]
 pub struct ModelConfig {
     /// Width of the residual stream.
-    #[schemars(range(min = 1, max = 1048576))]
+    #[schemars(range(min = 1, max = 1_048_576))]
     pub d_model: i64,
     /// Number of layers.
     #[schemars(range(min = 1, max = 1000))]
     pub n_layers: usize,
     /// Size of the vocabulary; left out, it is the tokenizer's.
-    #[schemars(range(min = 1, max = 67108864))]
+    #[schemars(range(min = 1, max = 67_108_864))]
     pub vocab_size: Option<i64>,
     /// Learned vectors in front of every document; every token sees them, and their state is where documents start.
     #[default(0)]
-    #[schemars(range(min = 0, max = 1048576))]
+    #[schemars(range(min = 0, max = 1_048_576))]
     pub meta_tokens: i64,
     /// Standard deviation of the meta tokens' normal initialisation.
     #[default(1.0)]
     #[schemars(range(min = 0.0))]
     pub meta_init_std: f64,
     /// Longest document the model is meant for, meta tokens not counted; a longer `sequence_length` is refused.
-    #[schemars(range(min = 1, max = 1073741824))]
+    #[schemars(range(min = 1, max = 1_073_741_824))]
     pub max_positions: Option<i64>,
     /// Standard deviation of the normal initialisation of matrices and embeddings.
     #[default(0.02)]

@@ -108,17 +108,30 @@ impl LayerPlan {
         let d_model = context.d_model;
         if !layer.mixers.is_empty() {
             let own = config.norm.as_ref();
-            layer.norm = Some(planner.module("norm", own.unwrap_or(model_norm), d_model, |s, p| s.plan(p)));
+            layer.norm = Some(planner.module(
+                "norm",
+                own.unwrap_or(model_norm),
+                d_model,
+                super::super::model::slot::NormObject::plan,
+            ));
             layer.in_projection = planner.in_projection(config, &layer.mixers);
             let widths: Vec<_> = layer.mixers.iter().map(|mixer| mixer.module.output_width).collect();
             planner.out_and_fusion(&mut layer, &widths);
         }
         if !config.channel_mixer.is_none() {
             let own = config.channel_norm.as_ref();
-            layer.channel_norm =
-                Some(planner.module("channel_norm", own.unwrap_or(model_norm), d_model, |s, p| s.plan(p)));
-            layer.channel_mixer =
-                Some(planner.module("channel_mixer", &config.channel_mixer, d_model, |s, p| s.plan(p)));
+            layer.channel_norm = Some(planner.module(
+                "channel_norm",
+                own.unwrap_or(model_norm),
+                d_model,
+                super::super::model::slot::NormObject::plan,
+            ));
+            layer.channel_mixer = Some(planner.module(
+                "channel_mixer",
+                &config.channel_mixer,
+                d_model,
+                super::super::model::slot::ChannelMixerObject::plan,
+            ));
         }
         layer
     }

@@ -134,8 +134,13 @@ impl ModelPlan {
             plan.input("vocabulary", vocab_size);
             spec.plan(plan)
         });
-        let final_norm =
-            end("final_norm", &config.norm, &context, &mut findings, |spec, plan| spec.plan(plan));
+        let final_norm = end(
+            "final_norm",
+            &config.norm,
+            &context,
+            &mut findings,
+            super::super::model::slot::NormObject::plan,
+        );
         let head = end("head", &config.head, &context, &mut findings, |spec, plan| {
             plan.input("vocabulary", vocab_size);
             if config.tie_embeddings {
@@ -292,10 +297,10 @@ fn kv_roles(groups: &[Vec<usize>], n_layers: usize, findings: &mut Vec<Finding>)
             );
             continue;
         }
-        if let Some(pair) = group.windows(2).find(|pair| pair[1] <= pair[0]) {
+        let turns_back = group.iter().zip(&group[1..]).find(|(before, after)| after <= before);
+        if let Some((before, after)) = turns_back {
             let message = format!(
-                "layer {} comes after layer {}: a layer can only read what an earlier one made",
-                pair[1], pair[0]
+                "layer {after} comes after layer {before}: a layer can only read what an earlier one made"
             );
             let mut sorted = group.clone();
             sorted.sort_unstable();

@@ -269,12 +269,12 @@ impl ModulePlan {
 
     /// Adds a norm over `width` channels under `name`.
     pub fn norm(&mut self, name: &str, component: &Component<norm>, width: i64) {
-        self.child(name, component, width, |spec, plan| spec.plan(plan));
+        self.child(name, component, width, super::super::model::slot::NormObject::plan);
     }
 
     /// Adds a position encoding of heads of `head_dim` channels under `name`.
     pub fn position(&mut self, name: &str, component: &Component<position>, head_dim: i64) {
-        self.child(name, component, head_dim, |spec, plan| spec.plan(plan));
+        self.child(name, component, head_dim, super::super::model::slot::PositionObject::plan);
     }
 
     /// Adds a module of any slot under `name`, with an input of `width` channels.
