@@ -1,8 +1,9 @@
 //! The command line: what can be said, and the help that teaches it.
 
-use std::path::PathBuf;
+use std::{ops::RangeInclusive, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand};
+use training::{checkpoint::Which, trainer::DeviceChoice};
 
 /// Research on language models that mix attention, state-space models, xLSTM and experts in one network.
 #[derive(Debug, Parser)]
@@ -70,6 +71,7 @@ Example:
     #[command(after_help = "\
 Examples:
   hymba generate runs/quickstart --prompt 'pub fn '
+  hymba generate runs/quickstart --prompt 'impl ' --checkpoint best --device cpu
   hymba generate runs/quickstart --prompt 'ROMEO:' --temperature 0.8 --top-k 40 --seed 3
   echo -n 'To be' | hymba generate runs/shakespeare --prompt -")]
     Generate(Generate),
@@ -201,15 +203,42 @@ pub struct Generate {
     #[arg(long, default_value_t = 200)]
     pub max_new_tokens: usize,
     /// Divides the logits; 0 takes the likeliest token always
-    #[arg(long, default_value_t = 0.8)]
+    #[arg(long, default_value_t = 0.8, value_parser = temperature, allow_negative_numbers = true)]
     pub temperature: f64,
     /// Only the likeliest tokens, this many
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     pub top_k: Option<u64>,
     /// Only the likeliest tokens that together have this probability
-    #[arg(long)]
+    #[arg(long, value_parser = probability, allow_negative_numbers = true)]
     pub top_p: Option<f64>,
     /// Seed of the choice
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
+    /// Where to compute: auto (the first GPU if there is one), cpu, cuda or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub device: DeviceChoice,
+    /// Which weights: last, best (lowest validation loss of the kept ones), or the step of a checkpoint
+    #[arg(long, value_name = "WHICH", default_value = "last", value_parser = checkpoint)]
+    pub checkpoint: Which,
+}
+
+fn checkpoint(text: &str) -> Result<Which, String> {
+    match text {
+        "last" => Ok(Which::Last),
+        "best" => Ok(Which::Best),
+        _ => text.parse().map(Which::Step).map_err(|_| "expected last, best or a step".to_owned()),
+    }
+}
+
+fn temperature(text: &str) -> Result<f64, String> {
+    number_in(text, 0.0..=f64::MAX, "a number, 0 or more")
+}
+
+fn probability(text: &str) -> Result<f64, String> {
+    number_in(text, f64::MIN_POSITIVE..=1.0, "a number above 0, at most 1")
+}
+
+fn number_in(text: &str, range: RangeInclusive<f64>, expected: &str) -> Result<f64, String> {
+    let number = text.parse().ok().filter(|number| range.contains(number));
+    number.ok_or_else(|| format!("expected {expected}"))
 }

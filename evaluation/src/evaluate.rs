@@ -2,20 +2,26 @@
 
 use std::fmt::Write;
 
-use hymba_plus::{component_config, prelude::register};
-use recipes::{Stage, StageContext, StageError, stage, validation_loss};
+use hymba_plus::{
+    component_config,
+    config::Recipe,
+    plan::ModelPlan,
+    prelude::register,
+    registry::{Finding, Section},
+};
+use recipes::{Stage, StageContext, StageError, check_language_model, stage, validation_loss};
 use serde_json::json;
 use torch_bridge::guards::NoGrad;
 use training::{
-    data::{Corpus, TokenStream},
+    data::{Document, TokenStream},
     telemetry::MetricRecord,
     trainer::DataSection,
 };
 
-use crate::ngram::NGram;
+use crate::ngram::{NGram, bytes_of};
 
 /// Measures the model on the validation split: loss per token, perplexity, bits per byte, beside n-gram models that
-/// counted the training split. The numbers are kept in the run directory as `stages/NAME/evaluation.json`.
+/// counted the training split. Each of them pays for every document's first symbol and for its end. The numbers are kept in the run directory as `stages/NAME/evaluation.json`.
 #[component_config]
 pub struct Evaluate {
     /// Tokens per sequence.
@@ -42,6 +48,22 @@ struct Row {
 }
 
 impl Stage for Evaluate {
+    fn check(&self, recipe: &Recipe, plan: Option<&ModelPlan>, path: &str) -> Vec<Finding> {
+        let length = ("sequence_length", self.sequence_length as u64);
+        let mut findings = check_language_model("evaluate", plan, path, length);
+        if let Ok(Some(DataSection(data))) = recipe.section()
+            && data.make().is_ok_and(|data| !data.holds_out())
+        {
+            findings.push(Finding {
+                path: format!("{}.validation_fraction", DataSection::KEY),
+                message: "stage `evaluate` has nothing to measure on".to_owned(),
+                rule: "`evaluate` needs text that is held out".to_owned(),
+                help: Some("use a fraction above 0, as 0.1".to_owned()),
+            });
+        }
+        findings
+    }
+
     fn run(&self, context: &mut StageContext<'_>) -> Result<(), StageError> {
         let stage = context.stage.clone();
         context.run.start_stage(&stage)?;
@@ -65,10 +87,10 @@ impl Stage for Evaluate {
             bits_per_byte: bits(loss, tokens as f64),
         }];
         if self.baselines {
-            rows.extend(self.token_baselines(context, bits));
-            rows.extend(byte_baselines(context)?);
+            rows.extend(token_baselines(context, bits));
+            rows.extend(byte_baselines(context, bits));
         }
-        report(context, &rows, tokens)?;
+        self.report(context, &rows, tokens)?;
         let record = MetricRecord::new("result", &stage, 0, tokens)
             .with("validation_loss", rows[0].loss.unwrap_or_default())
             .with("bits_per_byte", rows[0].bits_per_byte);
@@ -78,70 +100,71 @@ impl Stage for Evaluate {
     }
 }
 
-impl Evaluate {
-    /// N-gram models of the same tokens that the network sees.
-    fn token_baselines(&self, context: &StageContext<'_>, bits: impl Fn(f64, f64) -> f64) -> Vec<Row> {
-        let (train, held_out): (&TokenStream, &TokenStream) = (&context.data.train, &context.data.validation);
-        let vocabulary = context.data.tokenizer.vocab_size();
-        let row = |(order, name): (usize, &str)| {
-            let (sum, count) = NGram::train(order, vocabulary, &[train.tokens()]).loss(&[held_out.tokens()]);
-            let loss = sum / count.max(1) as f64;
-            Row {
-                name: format!("{name} of the same tokens"),
-                loss: Some(loss),
-                bits_per_byte: bits(loss, count as f64),
-            }
-        };
-        [(1, "unigram"), (2, "bigram")].map(row).into()
-    }
+/// N-gram models of the same tokens that the network sees; they are asked for each token that it is asked for.
+fn token_baselines(context: &StageContext<'_>, bits: impl Fn(f64, f64) -> f64) -> Vec<Row> {
+    let (train, held_out): (&TokenStream, &TokenStream) = (&context.data.train, &context.data.validation);
+    let vocabulary = context.data.tokenizer.vocab_size();
+    let row = |(order, name): (usize, &str)| {
+        let (sum, count) = NGram::train(order, vocabulary, &[train.tokens()]).loss(&[held_out.tokens()]);
+        let loss = sum / count.max(1) as f64;
+        Row {
+            name: format!("{name} of the same tokens"),
+            loss: Some(loss),
+            bits_per_byte: bits(loss, count as f64),
+        }
+    };
+    [(1, "unigram"), (2, "bigram")].map(row).into()
 }
 
 /// N-gram models of bytes: what needs no tokenizer.
-fn byte_baselines(context: &StageContext<'_>) -> Result<Vec<Row>, StageError> {
-    let data: DataSection = context.recipe.require("to count the text")?;
-    let corpus: Corpus = data.0.make()?.load(&|path| context.recipe.path(path))?;
-    let widen = |documents: &[training::data::Document]| -> Vec<Vec<u32>> {
-        documents.iter().map(|document| document.text.bytes().map(u32::from).collect()).collect()
-    };
-    let (train, held_out) = (widen(&corpus.train), widen(&corpus.validation));
+fn byte_baselines(context: &StageContext<'_>, bits: impl Fn(f64, f64) -> f64) -> Vec<Row> {
+    let texts = |documents: &[Document]| bytes_of(documents.iter().map(|document| document.text.as_str()));
+    let (train, held_out) = (texts(&context.data.corpus.train), texts(&context.data.corpus.validation));
     let train: Vec<&[u32]> = train.iter().map(Vec::as_slice).collect();
     let held_out: Vec<&[u32]> = held_out.iter().map(Vec::as_slice).collect();
     let row = |(order, name): (usize, &str)| {
-        let (sum, count) = NGram::train(order, 256, &train).loss(&held_out);
-        let bits_per_byte = sum / count.max(1) as f64 / std::f64::consts::LN_2;
-        Row { name: format!("{name} of bytes"), loss: None, bits_per_byte }
+        let (sum, _) = NGram::train(order, 257, &train).loss(&held_out);
+        Row { name: format!("{name} of bytes"), loss: None, bits_per_byte: bits(sum, 1.0) }
     };
-    Ok([(2, "bigram"), (3, "trigram")].map(row).into())
+    [(2, "bigram"), (3, "trigram")].map(row).into()
 }
 
-fn report(context: &StageContext<'_>, rows: &[Row], tokens: u64) -> Result<(), StageError> {
-    let width = rows.iter().map(|row| row.name.chars().count()).max().unwrap_or(0);
-    let grouped = hymba_plus::plan::grouped;
-    let mut text = format!(
-        "validation: {} tokens of {} bytes\n{:<width$}  loss/token  perplexity  bits/byte\n",
-        grouped(tokens),
-        grouped(context.data.validation_bytes as u64),
-        "",
-    );
-    for row in rows {
-        let number =
-            |value: Option<f64>, digits| value.map_or("-".to_owned(), |value| format!("{value:.digits$}"));
-        let (loss, perplexity) = (number(row.loss, 4), number(row.loss.map(f64::exp), 2));
-        let _ =
-            writeln!(text, "{:<width$}  {loss:>10}  {perplexity:>10}  {:>9.3}", row.name, row.bits_per_byte);
+impl Evaluate {
+    fn report(&self, context: &StageContext<'_>, rows: &[Row], tokens: u64) -> Result<(), StageError> {
+        let width = rows.iter().map(|row| row.name.chars().count()).max().unwrap_or(0);
+        let grouped = hymba_plus::plan::grouped;
+        let mut text = format!(
+            "validation: {} tokens of {} bytes, read by the network in sequences of {}\n{:<width$}  loss/token  perplexity  bits/byte\n",
+            grouped(tokens),
+            grouped(context.data.validation_bytes as u64),
+            self.sequence_length,
+            "",
+        );
+        for row in rows {
+            let number = |value: Option<f64>, digits| {
+                value.map_or("-".to_owned(), |value| format!("{value:.digits$}"))
+            };
+            let (loss, perplexity) = (number(row.loss, 4), number(row.loss.map(f64::exp), 2));
+            let _ = writeln!(
+                text,
+                "{:<width$}  {loss:>10}  {perplexity:>10}  {:>9.3}",
+                row.name, row.bits_per_byte
+            );
+        }
+        context.run.console().line(text.trim_end());
+        let json: Vec<_> = rows
+            .iter()
+            .map(|row| json!({ "name": row.name, "loss": row.loss, "bits_per_byte": row.bits_per_byte }))
+            .collect();
+        let report = json!({
+            "sequence_length": self.sequence_length,
+            "tokens": tokens,
+            "bytes": context.data.validation_bytes,
+            "results": json,
+        });
+        let bytes =
+            serde_json::to_vec_pretty(&report).map_err(|error| StageError::Other(error.to_string()))?;
+        context.run.directory().write_stage_file(&context.stage, "evaluation.json", &bytes)?;
+        Ok(())
     }
-    context.run.console().line(text.trim_end());
-    let json: Vec<_> = rows
-        .iter()
-        .map(|row| json!({ "name": row.name, "loss": row.loss, "bits_per_byte": row.bits_per_byte }))
-        .collect();
-    let report = json!({
-        "tokens": tokens,
-        "bytes": context.data.validation_bytes,
-        "results": json,
-    });
-    let folder = context.run.directory().stage_files(&context.stage).map_err(training::TrainError::from)?;
-    let path = folder.join("evaluation.json");
-    let bytes = serde_json::to_vec_pretty(&report).map_err(|error| StageError::Other(error.to_string()))?;
-    std::fs::write(&path, bytes).map_err(|source| StageError::Io { path, source })
 }

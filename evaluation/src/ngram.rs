@@ -19,12 +19,12 @@ struct Followers {
 }
 
 impl NGram {
-    /// Counts all sequences; symbols are below `vocabulary`, contexts have up to `order - 1` symbols and do not reach
-    /// over the border of two sequences.
+    /// Counts all symbols but the first of each sequence, which is context only; symbols are below `vocabulary`,
+    /// contexts have up to `order - 1` symbols and do not reach over the border of two sequences.
     pub fn train(order: usize, vocabulary: usize, sequences: &[&[u32]]) -> Self {
         let mut contexts: Vec<HashMap<Vec<u32>, Followers>> = (0..order).map(|_| HashMap::new()).collect();
         for sequence in sequences {
-            for (i, &symbol) in sequence.iter().enumerate() {
+            for (i, &symbol) in sequence.iter().enumerate().skip(1) {
                 for (length, table) in contexts.iter_mut().enumerate().take(i + 1) {
                     let followers = match table.get_mut(&sequence[i - length..i]) {
                         Some(followers) => followers,
@@ -66,9 +66,34 @@ impl NGram {
     }
 }
 
+/// Stands before and after the bytes of a document.
+const BORDER: u32 = 256;
+
+/// Documents as bytes for an n-gram model with a vocabulary of 257, each between two borders: it pays for the first byte
+/// of a document and for its end, as a network does.
+pub fn bytes_of<'a>(texts: impl IntoIterator<Item = &'a str>) -> Vec<Vec<u32>> {
+    let widen = |text: &str| -> Vec<u32> {
+        let border = std::iter::once(BORDER);
+        border.clone().chain(text.bytes().map(u32::from)).chain(border).collect()
+    };
+    texts.into_iter().map(widen).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_byte_and_every_end_is_paid_for() {
+        let sequences = bytes_of(["ab", "", "c"]);
+        assert_eq!(sequences[0], [256, 97, 98, 256]);
+        let sequences: Vec<&[u32]> = sequences.iter().map(Vec::as_slice).collect();
+        let model = NGram::train(3, 257, &sequences);
+        assert_eq!(model.loss(&sequences).1, 3 + 3);
+        // A document that begins with `a` is one of three.
+        let unigram = (1.0 + 4.0 / 257.0) / 10.0;
+        assert!((model.probability(&[BORDER], 97) - (1.0 + 3.0 * unigram) / 6.0).abs() < 1e-12);
+    }
 
     #[test]
     fn probabilities_sum_to_one() {
@@ -83,9 +108,9 @@ mod tests {
 
     #[test]
     fn counts_by_hand() {
-        // `a` came twice and was followed by `b` twice: (2 + 1 * p(b)) / (2 + 1), p(b) = (2 + 2 / 4) / (4 + 2).
+        // `b` came twice, `a` once: p(b) = (2 + 2 / 4) / (3 + 2); `b` followed `a` twice: (2 + 1 * p(b)) / (2 + 1).
         let model = NGram::train(2, 4, &[&[0, 1, 0, 1]]);
-        let unigram = (2.0 + 2.0 / 4.0) / 6.0;
+        let unigram = (2.0 + 2.0 / 4.0) / 5.0;
         assert!((model.probability(&[0], 1) - (2.0 + unigram) / 3.0).abs() < 1e-12);
         let (sum, count) = model.loss(&[&[0, 1]]);
         assert_eq!(count, 1);

@@ -18,7 +18,7 @@ define_slot!(/** What a run does, one after the other: pretrain, evaluate, gener
 /// The section `stages`: what a run does, in order.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
-pub struct StagesSection(pub Vec<Component<stage>>);
+pub struct StagesSection(#[schemars(length(min = 1))] pub Vec<Component<stage>>);
 
 impl Section for StagesSection {
     const KEY: &'static str = "stages";
@@ -39,6 +39,17 @@ impl StagesSection {
 
 /// What a stage can do.
 pub trait Stage: std::fmt::Debug {
+    /// Whether the stage leaves a model for those after it. Such a stage is never passed over: where it is done
+    /// already, it brings its model back.
+    fn makes_model(&self) -> bool {
+        false
+    }
+
+    /// Whether the stage works with a model that a stage before it has made.
+    fn needs_model(&self) -> bool {
+        !self.makes_model()
+    }
+
     /// What contradicts the recipe or its model, before anything runs; `path` is the stage's place in the recipe.
     fn check(&self, _recipe: &Recipe, _plan: Option<&ModelPlan>, _path: &str) -> Vec<Finding> {
         Vec::new()
@@ -129,14 +140,12 @@ pub enum StageError {
         /// The stage.
         stage: String,
     },
-    /// A file of the stage's own could not be written.
-    #[error("{path}: {source}")]
-    Io {
-        /// The file.
-        path: std::path::PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
+    /// The run directory cannot be used.
+    #[error(transparent)]
+    RunDir(#[from] training::run_dir::RunDirError),
+    /// A checkpoint failed.
+    #[error(transparent)]
+    Checkpoint(#[from] training::checkpoint::CheckpointError),
     /// Anything else, in words.
     #[error("{0}")]
     Other(String),

@@ -13,7 +13,10 @@ use hymba_plus::{
 };
 use training::tokenizer::Tokenizer;
 
-use crate::context::{Stage, StageContext, StageError, stage};
+use crate::{
+    context::{Stage, StageContext, StageError, stage},
+    model::check_language_model,
+};
 
 /// Continues prompts and prints the texts; they are kept in the run directory as `stages/NAME/samples.txt`.
 #[component_config]
@@ -34,7 +37,7 @@ pub struct Generate {
     #[schemars(range(min = 1))]
     pub top_k: Option<usize>,
     /// Only the likeliest tokens that together have this probability; left out, all.
-    #[schemars(range(min = 0.0, max = 1.0))]
+    #[schemars(range(max = 1.0), extend("exclusiveMinimum" = 0.0))]
     pub top_p: Option<f64>,
 }
 
@@ -42,16 +45,8 @@ register!(stage "generate" => Generate);
 
 impl Stage for Generate {
     fn check(&self, _recipe: &Recipe, plan: Option<&ModelPlan>, path: &str) -> Vec<Finding> {
-        let Some(most) = plan.and_then(|plan| plan.max_positions) else { return Vec::new() };
-        if self.max_new_tokens as i64 <= most {
-            return Vec::new();
-        }
-        vec![Finding {
-            path: format!("{path}.max_new_tokens"),
-            message: format!("{} tokens, the model is meant for {most}", self.max_new_tokens),
-            rule: "`max_new_tokens` is at most `model.max_positions`".to_owned(),
-            help: Some(format!("use at most {most}")),
-        }]
+        let length = ("max_new_tokens", self.max_new_tokens as u64);
+        check_language_model("generate", plan, path, length)
     }
 
     fn run(&self, context: &mut StageContext<'_>) -> Result<(), StageError> {
@@ -62,37 +57,34 @@ impl Stage for Generate {
         for (i, prompt) in self.prompts.iter().enumerate() {
             let seed = context.run.seed().wrapping_add(i as u64);
             let mut text = String::new();
-            let tokenizer = &context.data.tokenizer;
-            let count = continue_text(
-                context.trained_model()?,
-                tokenizer,
-                prompt,
-                self.max_new_tokens,
-                &sampling,
-                seed,
-                |part| {
+            let (model, tokenizer) = (context.trained_model()?, &context.data.tokenizer);
+            let new =
+                continue_text(model, tokenizer, prompt, self.max_new_tokens, &sampling, seed, |part| {
                     text.push_str(part);
                     true
-                },
-            )?;
-            let sample = format!("--- prompt {prompt:?}, seed {seed}, {count} tokens\n{prompt}{text}\n");
+                })?;
+            let end = if new.is_cut { ", as many as the model is made for" } else { "" };
+            let sample =
+                format!("--- prompt {prompt:?}, seed {seed}, {} tokens{end}\n{prompt}{text}\n", new.tokens);
             context.run.console().line(&sample);
             samples.push_str(&sample);
         }
-        let path = context
-            .run
-            .directory()
-            .stage_files(&stage)
-            .map_err(training::TrainError::from)?
-            .join("samples.txt");
-        std::fs::write(&path, samples).map_err(|source| StageError::Io { path, source })?;
+        context.run.directory().write_stage_file(&stage, "samples.txt", samples.as_bytes())?;
         context.run.finish_stage(&stage)?;
         Ok(())
     }
 }
 
-/// Continues one text; `on_text` hears of complete characters as they come and says whether to go on. Returns the
-/// number of new tokens.
+/// What came of continuing a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Continuation {
+    /// New tokens.
+    pub tokens: usize,
+    /// Whether it ended because the model is made for no longer text.
+    pub is_cut: bool,
+}
+
+/// Continues one text; `on_text` hears of complete characters as they come and says whether to go on.
 fn continue_text(
     model: &Model,
     tokenizer: &Tokenizer,
@@ -101,15 +93,24 @@ fn continue_text(
     sampling: &Sampling,
     seed: u64,
     mut on_text: impl FnMut(&str) -> bool,
-) -> Result<usize, StageError> {
-    // Documents begin after an end-of-text token, so a text that is not continued from the middle does, too.
+) -> Result<Continuation, StageError> {
+    // As in training, a document begins with the end-of-text token.
     let mut ids = vec![i64::from(tokenizer.eos())];
     ids.extend(tokenizer.encode(prompt)?.into_iter().map(i64::from));
-    if ids.len() > 1 {
-        ids.remove(0);
-    }
+    let room = match model.plan().longest_document() {
+        Some(most) if ids.len() as u64 > most as u64 => {
+            let message = format!(
+                "the prompt has {} tokens with its beginning, and the model is made for {most}: use a shorter one",
+                ids.len()
+            );
+            return Err(StageError::Other(message));
+        }
+        // The last new token is not read by the model.
+        Some(most) => usize::try_from(most).map_or(usize::MAX, |most| most - ids.len() + 1),
+        None => usize::MAX,
+    };
     let options = GenerateOptions {
-        max_new_tokens,
+        max_new_tokens: max_new_tokens.min(room),
         stop_tokens: vec![i64::from(tokenizer.eos())],
         sampling: sampling.clone(),
         seed,
@@ -130,7 +131,8 @@ fn continue_text(
     if !rest.is_empty() {
         on_text(&rest);
     }
-    Ok(output.first().map_or(0, Vec::len))
+    let tokens = output.first().map_or(0, Vec::len);
+    Ok(Continuation { tokens, is_cut: tokens == room && room < max_new_tokens })
 }
 
 /// Continues a text and writes it to `out` as it comes, prompt first; a reader that goes away ends it quietly.
@@ -145,12 +147,12 @@ pub fn print_continuation(
     sampling: &Sampling,
     seed: u64,
     out: &mut impl Write,
-) -> Result<usize, StageError> {
+) -> Result<Continuation, StageError> {
     let mut write = |text: &str| out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_ok();
     if !write(prompt) {
-        return Ok(0);
+        return Ok(Continuation { tokens: 0, is_cut: false });
     }
-    let count = continue_text(model, tokenizer, prompt, max_new_tokens, sampling, seed, &mut write)?;
+    let new = continue_text(model, tokenizer, prompt, max_new_tokens, sampling, seed, &mut write)?;
     write("\n");
-    Ok(count)
+    Ok(new)
 }

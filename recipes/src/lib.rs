@@ -9,8 +9,8 @@ mod runner;
 mod saved_run;
 
 pub use context::{RunError, Stage, StageContext, StageError, StagesSection, stage};
-pub use generate::print_continuation;
+pub use generate::{Continuation, print_continuation};
 pub use language_model::{LanguageModel, validation_loss};
-pub use model::plan_model;
+pub use model::{check_language_model, plan_model};
 pub use runner::run;
-pub use saved_run::SavedRun;
+pub use saved_run::{SavedRun, Which};

@@ -60,3 +60,41 @@ fn tokenizer_vocabulary(recipe: &Recipe) -> Result<Option<i64>, Vec<Finding>> {
     let size = spec.vocab_size(&|path| recipe.path(path)).map_err(|error| vec![at(error.to_string())])?;
     Ok(Some(size as i64))
 }
+
+/// What a stage that reads logits as a language model's asks of the model: a head over the vocabulary, and sequences no
+/// longer than the model and its position encodings are made for. `length` is the key that says how long they are, and
+/// its value; `path` is the stage's place in the recipe.
+pub fn check_language_model(
+    stage: &str,
+    plan: Option<&ModelPlan>,
+    path: &str,
+    (key, length): (&str, u64),
+) -> Vec<Finding> {
+    let Some(plan) = plan else { return Vec::new() };
+    let mut findings = Vec::new();
+    if plan.head.module.output_width != plan.vocab_size {
+        let (width, vocabulary) = (plan.head.module.output_width, plan.vocab_size);
+        findings.push(Finding {
+            path: format!("{}.head", ModelConfig::KEY),
+            message: format!(
+                "stage `{stage}` needs logits over the vocabulary of {vocabulary} tokens, and `{}` gives {width} numbers",
+                plan.head.component.kind
+            ),
+            rule: format!("stage `{stage}` needs a head that gives a logit for every token"),
+            help: Some("use `head: language`".to_owned()),
+        });
+    }
+    if let Some(most) = plan.longest_document()
+        && length > most as u64
+    {
+        findings.push(Finding {
+            path: format!("{path}.{key}"),
+            message: format!("{length} tokens, the model is made for {most}"),
+            rule: format!(
+                "`{key}` is at most what `model.max_positions` and the position encoding are made for"
+            ),
+            help: Some(format!("use at most {most}, or raise those")),
+        });
+    }
+    findings
+}

@@ -22,14 +22,32 @@ fn check(recipe: &Recipe) -> Vec<Finding> {
     let Ok(Some(stages)) = recipe.section::<StagesSection>() else { return Vec::new() };
     // What is wrong with the model is reported by its own check.
     let plan = plan_model(recipe).ok().flatten();
-    let each = stages.0.iter().enumerate().flat_map(|(i, component)| match component.make() {
-        Ok(stage) => stage.check(recipe, plan.as_ref(), &format!("{}[{i}]", StagesSection::KEY)),
-        Err(_) => Vec::new(),
-    });
-    each.collect()
+    let (mut findings, mut has_model) = (Vec::new(), false);
+    for (i, component) in stages.0.iter().enumerate() {
+        let Ok(stage) = component.make() else { continue };
+        let path = format!("{}[{i}]", StagesSection::KEY);
+        if stage.needs_model() && !has_model {
+            findings.push(Finding {
+                path: path.clone(),
+                message: format!(
+                    "stage `{}` needs a model, and no stage before it makes one",
+                    component.kind
+                ),
+                rule: "a stage that needs a model comes after one that makes it".to_owned(),
+                help: Some("put a stage such as `pretrain` before it".to_owned()),
+            });
+        }
+        has_model |= stage.makes_model();
+        findings.extend(stage.check(recipe, plan.as_ref(), &path));
+    }
+    findings
 }
 
-/// Runs every stage of a recipe in one run directory; a resumed run passes over nothing it has not finished.
+/// Runs every stage of a recipe in one run directory, in order.
+///
+/// A resumed run passes over the stages that it has finished: their files are there. A stage that makes a model is not
+/// passed over but brings its model back, without training when it has all its steps. A stage that was finished runs
+/// again when a stage before it did something, or when the recipe is another one now (`RunOptions::force`).
 ///
 /// # Errors
 /// When the recipe cannot run, or a stage fails or is interrupted.
@@ -55,11 +73,23 @@ pub fn run(recipe: &Recipe, options: RunOptions) -> Result<(), RunError> {
     ));
     let data = TextData::prepare(&run, recipe)?;
     let mut context = StageContext { recipe, run, data, plan, model: None, stage: String::new() };
+    // A stage that does something makes what the stages after it have done out of date.
+    let mut is_current = true;
     for (component, name) in stages.0.iter().zip(stages.names()) {
         console.line(&format!("\n== {name}"));
         context.stage.clone_from(&name);
-        let result = component.make().map_err(StageError::from).and_then(|stage| stage.run(&mut context));
-        result.map_err(|source| RunError::Stage { name, source })?;
+        let mut run = || -> Result<(), StageError> {
+            let stage = component.make()?;
+            let was_finished = context.run.is_stage_finished(&name)?;
+            if was_finished && is_current && !stage.makes_model() {
+                let files = context.run.directory().path().join("stages").join(&name);
+                console.line(&format!("{name}: finished before; what it wrote is in {}", files.display()));
+                return Ok(());
+            }
+            is_current &= was_finished;
+            stage.run(&mut context)
+        };
+        run().map_err(|source| RunError::Stage { name: name.clone(), source })?;
     }
     Ok(())
 }

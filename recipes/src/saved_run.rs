@@ -3,65 +3,93 @@
 use std::path::{Path, PathBuf};
 
 use hymba_plus::{
-    config::{LoadOptions, Recipe},
-    model::{BuildOptions, Model},
+    model::{BuildOptions, Model, ModelConfig},
+    plan::ModelPlan,
+    registry::{Section, parse_config},
 };
-use tch::{Device, Kind};
-use training::{checkpoint::CheckpointStore, tokenizer::Tokenizer};
-
-use crate::{
-    context::{StageError, StagesSection},
-    plan_model,
+use serde_json::Value;
+use tch::Device;
+pub use training::checkpoint::Which;
+use training::{
+    checkpoint::Found,
+    run_dir::{saved_checkpoints, saved_recipe, saved_tokenizer},
+    tokenizer::Tokenizer,
+    trainer::TrainerConfig,
 };
 
-/// The recipe, the tokenizer and the newest weights of a run directory.
+use crate::context::{StageError, StagesSection};
+
+/// The tokenizer and a model of a run directory.
 #[derive(Debug)]
 pub struct SavedRun {
-    /// The recipe that the run resolved.
-    pub recipe: Recipe,
     /// The tokenizer that the run trained or read.
     pub tokenizer: Tokenizer,
-    /// The model with the newest weights.
+    /// The model with the weights of the checkpoint.
     pub model: Model,
-    /// The checkpoint they came from.
+    /// The checkpoint.
     pub checkpoint: PathBuf,
+    /// Why not one that was wanted more.
+    pub passed_over: Vec<String>,
 }
 
 impl SavedRun {
-    /// Opens a run directory; nothing in it is changed.
+    /// Opens a run directory, of a run that has ended or one that is under way. Nothing in it is changed, and nothing
+    /// besides it is needed.
     ///
     /// # Errors
-    /// When it is no run, has no checkpoint yet, or its files do not fit together.
-    pub fn open(folder: &Path, device: Device) -> Result<Self, StageError> {
-        let recipe_file = folder.join("recipe.yaml");
-        if !recipe_file.is_file() {
-            let message = format!("{} is not a run directory: it has no recipe.yaml", folder.display());
-            return Err(StageError::Other(message));
-        }
-        let recipe = Recipe::load(&recipe_file, &LoadOptions::default())?;
-        let plan = plan_model(&recipe).map_err(|findings| recipe.diagnose(findings))?;
-        let plan = plan.ok_or_else(|| StageError::Other("the run's recipe has no model".to_owned()))?;
-        let stages: StagesSection = recipe.require("to find the run's checkpoints")?;
+    /// When it is no run, has no such checkpoint, or its files do not fit together.
+    pub fn open(folder: &Path, which: Which, device: Device) -> Result<Self, StageError> {
+        let other = |message: String| StageError::Other(format!("{}{message}", folder.display()));
+        let recipe = saved_recipe(folder)?;
+        let recipe =
+            recipe.ok_or_else(|| other(" is not a run directory: it has no recipe.yaml".to_owned()))?;
+        let tokenizer = Tokenizer::load(&saved_tokenizer(folder))?;
+        let model: ModelConfig =
+            section(&recipe)?.ok_or_else(|| other("/recipe.yaml: the recipe has no model".to_owned()))?;
+        let plan =
+            ModelPlan::resolve(&model, Some(tokenizer.planned_vocab_size() as i64)).map_err(|wrong| {
+                let wrong: Vec<String> = wrong.iter().map(ToString::to_string).collect();
+                other(format!("/recipe.yaml: {}", wrong.join("; ")))
+            })?;
+        let trainer = match section::<TrainerConfig>(&recipe)? {
+            Some(trainer) => trainer,
+            None => read(Value::Object(serde_json::Map::new()), TrainerConfig::KEY)?,
+        };
+        let stages = section::<StagesSection>(&recipe)?.map_or_else(Vec::new, |stages| stages.names());
+        let model =
+            Model::build(&plan, BuildOptions { device, kind: trainer.precision.parameter_kind(), seed: 0 })?;
+        let tensors: Vec<_> =
+            model.parameters().iter().map(|p| (p.plan.name.clone(), p.tensor.shallow_clone())).collect();
+        let mut missing = None;
         // The last stage that has checkpoints holds the newest weights.
-        for stage in stages.names().iter().rev() {
-            let place = folder.join("checkpoints").join(stage);
-            if !place.is_dir() {
+        for stage in stages.iter().rev() {
+            let reader = saved_checkpoints(folder, stage);
+            if !reader.exists() {
                 continue;
             }
-            let store = CheckpointStore::open(&place).map_err(training::TrainError::from)?;
-            let (newest, _) = store.newest_good().map_err(training::TrainError::from)?;
-            let Some(checkpoint) = newest else { continue };
-            let model = Model::build(&plan, BuildOptions { device, kind: Kind::Float, seed: 0 })?;
-            let tensors: Vec<_> =
-                model.parameters().iter().map(|p| (p.plan.name.clone(), p.tensor.shallow_clone())).collect();
-            checkpoint
-                .model()
-                .and_then(|file| file.load_into(&tensors))
-                .map_err(training::TrainError::from)?;
-            let tokenizer = Tokenizer::load(&folder.join("tokenizer.json"))?;
-            let checkpoint = checkpoint.path().to_owned();
-            return Ok(Self { recipe, tokenizer, model, checkpoint });
+            match reader.find(which, |checkpoint| checkpoint.model()?.load_into(&tensors)) {
+                Ok(Some(Found { checkpoint, damaged, .. })) => {
+                    let passed_over = damaged.iter().map(ToString::to_string).collect();
+                    let checkpoint = checkpoint.path().to_owned();
+                    return Ok(Self { tokenizer, model, checkpoint, passed_over });
+                }
+                Ok(None) => {}
+                Err(error @ training::checkpoint::CheckpointError::NotThere { .. }) => {
+                    missing.get_or_insert(error);
+                }
+                Err(error) => return Err(error.into()),
+            }
         }
-        Err(StageError::Other(format!("{} has no checkpoint yet", folder.display())))
+        Err(missing.map_or_else(|| other(" has no checkpoint yet".to_owned()), StageError::from))
     }
+}
+
+/// A section of a resolved recipe.
+fn section<T: Section>(recipe: &Value) -> Result<Option<T>, StageError> {
+    let value = recipe.get(T::KEY).filter(|value| !value.is_null()).cloned();
+    value.map(|value| read(value, T::KEY)).transpose()
+}
+
+fn read<T: Section>(value: Value, key: &str) -> Result<T, StageError> {
+    parse_config(value).map_err(|error| StageError::Other(format!("recipe.yaml: {key}: {error}")))
 }

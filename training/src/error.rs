@@ -111,6 +111,14 @@ pub enum TrainError {
         /// What differs, key by key.
         differences: Vec<String>,
     },
+    /// The tokenizer is not that of the run.
+    #[error(
+        "the recipe's tokenizer is not the one in {path}, which the run began with; restore it, or start another run"
+    )]
+    TokenizerChanged {
+        /// The run's tokenizer.
+        path: PathBuf,
+    },
     /// The data is not that of the checkpoint.
     #[error(
         "the data of {stage} is not what {path} was trained on:\n  {}\nA resumed run must see the same data in the same order; \
@@ -145,12 +153,16 @@ pub enum TrainError {
         /// Why.
         message: String,
     },
-    /// cuBLAS needs a setting that only a process' parent can make.
+    /// cuBLAS has a workspace with which its sums differ from run to run. Programs of this framework set one that fits
+    /// when they open libtorch's CUDA half, unless the user has set another.
     #[error(
-        "trainer.deterministic on a GPU needs the environment variable CUBLAS_WORKSPACE_CONFIG to be `:4096:8` before the \
-         program starts; set it, or set trainer.deterministic to false"
+        "trainer.deterministic on a GPU needs CUBLAS_WORKSPACE_CONFIG to be `:4096:8` or `:16:8`, and it is `{found}`; \
+         unset that environment variable, or set trainer.deterministic to false"
     )]
-    CublasWorkspace,
+    CublasWorkspace {
+        /// Its value.
+        found: String,
+    },
     /// The user stopped the run; a checkpoint was written.
     #[error("stopped by {} at step {step} of {stage}; checkpoint {checkpoint}. Continue with:\n  {command}", signal.name())]
     Interrupted {

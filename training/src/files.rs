@@ -66,7 +66,15 @@ pub(crate) fn temporary_sibling(path: &Path) -> PathBuf {
 }
 
 /// What the name of an unfinished file or directory contains.
-pub(crate) const TEMPORARY: &str = ".tmp-";
+const TEMPORARY: &str = ".tmp-";
+
+/// Whether a path is one of [`temporary_sibling`].
+pub(crate) fn is_temporary(path: &Path) -> bool {
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let writer = name.strip_prefix('.').and_then(|name| name.rsplit_once(TEMPORARY));
+    writer
+        .is_some_and(|(_, process)| !process.is_empty() && process.bytes().all(|byte| byte.is_ascii_digit()))
+}
 
 /// The candidate that is spelt most like `wanted`, if any comes near.
 pub(crate) fn nearest<'a>(wanted: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {

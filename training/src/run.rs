@@ -170,14 +170,14 @@ impl Run {
     }
 
     /// Notes in `progress.json` that a stage begins. For one that begins again the metrics it wrote before are
-    /// removed, unless it is finished. [`train`](crate::train) does this itself.
+    /// removed, unless it or a stage after it is finished. [`train`](crate::train) does this itself.
     ///
     /// # Errors
     /// When the files cannot be written.
     pub fn start_stage(&mut self, stage: &str) -> Result<(), TrainError> {
         let mut progress = self.directory.progress()?;
         let metrics_start = progress.start(stage, self.metrics.length());
-        if !progress.is_finished(stage) {
+        if !progress.is_followed(stage) {
             self.metrics.truncate(metrics_start)?;
         }
         Ok(self.directory.write_progress(&progress)?)
@@ -202,6 +202,19 @@ impl Run {
         Ok(self.directory.progress()?.is_finished(stage))
     }
 
+    /// A finished stage has more to do: it, and every stage that began after it, is no longer finished. What those
+    /// after it learnt is set aside, for they began with what this stage had left.
+    pub(crate) fn reopen_stage(&mut self, stage: &str) -> Result<(), TrainError> {
+        let mut progress = self.directory.progress()?;
+        for later in progress.reopen(stage) {
+            if let Some(aside) = self.directory.set_checkpoints_aside(&later)? {
+                self.console
+                    .line(&format!("{later}: begins again; its checkpoints are now in {}", aside.display()));
+            }
+        }
+        Ok(self.directory.write_progress(&progress)?)
+    }
+
     /// Adds a line to `metrics.jsonl`.
     ///
     /// # Errors
@@ -221,7 +234,7 @@ fn set_up(trainer: &TrainerConfig) -> Result<Device, TrainError> {
     if trainer.deterministic && matches!(device, Device::Cuda(_)) {
         let workspace = std::env::var("CUBLAS_WORKSPACE_CONFIG").unwrap_or_default();
         if ![":4096:8", ":16:8"].contains(&workspace.as_str()) {
-            return Err(TrainError::CublasWorkspace);
+            return Err(TrainError::CublasWorkspace { found: workspace });
         }
     }
     let set = || -> torch_bridge::Result<()> {
@@ -260,6 +273,10 @@ fn begin(directory: &RunDir, recipe: &Recipe, options: &RunOptions) -> Result<bo
         console
             .line(&format!("going on with another recipe, as --force says:\n  {}", differences.join("\n  ")));
         record.recipe_hash = hash;
+        // What only measured or wrote has to do it again; what learnt goes on from its checkpoints.
+        let mut progress = directory.progress()?;
+        progress.clear(|stage| !directory.checkpoints(stage).exists());
+        directory.write_progress(&progress)?;
     }
     record.resumed.push(now_utc());
     directory.write_record(&record)?;

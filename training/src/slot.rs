@@ -45,6 +45,9 @@ pub trait DatasetSpec {
     /// # Errors
     /// When a file is missing, is not what it should be, or leaves one of the splits empty.
     fn load(&self, resolve: Resolve<'_>) -> Result<Corpus, DataError>;
+
+    /// Whether it gives documents to validate on, known without reading anything.
+    fn holds_out(&self) -> bool;
 }
 
 /// What a component of the slot `optimizer` can do.

@@ -20,13 +20,17 @@ pub trait Task {
     /// Whatever the stage reports; it stops the run.
     fn loss(&mut self, batch: &Self::Batch) -> Result<Loss, TaskError>;
 
-    /// What there is to measure on held-out data, by name; `validation_loss` chooses the best checkpoint unless the
-    /// loop is told otherwise. Runs without gradients, under autocast if the precision wants it; random numbers that
+    /// What there is to measure on held-out data, by name. Runs without gradients, under autocast if the precision wants it; random numbers that
     /// it draws do not change the training.
     ///
     /// # Errors
     /// Whatever the stage reports; it stops the run.
     fn evaluate(&mut self) -> Result<Vec<(String, f64)>, TaskError>;
+
+    /// The measurement, lower being better, that chooses the best checkpoint.
+    fn best_metric(&self) -> &'static str {
+        "validation_loss"
+    }
 
     /// State besides the parameters that a resumed run needs, as JSON.
     fn state(&self) -> Value {

@@ -17,6 +17,8 @@ use crate::{
 pub struct TextData {
     /// The tokenizer, trained on the training split or read from a file.
     pub tokenizer: Tokenizer,
+    /// The texts, as they were tokenized.
+    pub corpus: Arc<Corpus>,
     /// The training split.
     pub train: Arc<TokenStream>,
     /// The validation split, possibly empty.
@@ -45,25 +47,29 @@ impl TextData {
             Tokenizer::load(&saved)?
         } else {
             let tokenizer = spec.build(&corpus.training_texts(), &resolve)?;
+            // What the run has learnt is in the tokens of the one that lies there.
+            if saved.exists() && Tokenizer::load(&saved)?.hash() != tokenizer.hash() {
+                return Err(TrainError::TokenizerChanged { path: saved });
+            }
             tokenizer.save(&saved)?;
             tokenizer
         };
         if let Some(notice) = tokenizer.notice() {
             run.console().line(&notice);
         }
-        Ok(Self::encode(&corpus, tokenizer)?)
+        Ok(Self::encode(corpus, tokenizer)?)
     }
 
     /// A corpus as tokens.
     ///
     /// # Errors
     /// When the tokenizer fails.
-    pub fn encode(corpus: &Corpus, tokenizer: Tokenizer) -> Result<Self, DataError> {
+    pub fn encode(corpus: Corpus, tokenizer: Tokenizer) -> Result<Self, DataError> {
         let train = Arc::new(TokenStream::encode(&corpus.train, &tokenizer)?);
         let validation = Arc::new(TokenStream::encode(&corpus.validation, &tokenizer)?);
         let fingerprint = Fingerprint::of_files(&corpus.files).with("tokenizer", tokenizer.hash());
         let validation_bytes = corpus.validation.iter().map(|document| document.text.len()).sum();
-        Ok(Self { tokenizer, train, validation, validation_bytes, fingerprint })
+        Ok(Self { tokenizer, corpus: Arc::new(corpus), train, validation, validation_bytes, fingerprint })
     }
 
     /// Shuffled windows of the training split.

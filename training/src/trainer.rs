@@ -133,7 +133,7 @@ pub enum DeviceChoice {
 
 /// Why a device cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("trainer.device is cuda:{wanted}, but {}; use `cpu` or `auto`{}", there_is(*available), hint(*available, reason.as_deref()))]
+#[error("there is no device cuda:{wanted}: {}; use `cpu` or `auto`{}", there_is(*available), hint(*available, reason.as_deref()))]
 pub struct NoDevice {
     wanted: usize,
     available: usize,

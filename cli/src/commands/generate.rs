@@ -9,19 +9,18 @@ use hymba_plus::generate::Sampling;
 use recipes::{SavedRun, print_continuation};
 
 use super::Outcome;
-use crate::args::Generate;
+use crate::{args::Generate, output};
 
 pub(super) fn run(arguments: &Generate) -> Outcome {
-    if arguments.temperature < 0.0 || arguments.top_p.is_some_and(|p| !(0.0..=1.0).contains(&p)) {
-        return Err("`--temperature` is at least 0 and `--top-p` between 0 and 1".into());
-    }
     let mut prompt = arguments.prompt.clone();
     if prompt == "-" {
         prompt.clear();
         io::stdin().read_to_string(&mut prompt)?;
     }
-    let device = if tch::Cuda::is_available() { tch::Device::Cuda(0) } else { tch::Device::Cpu };
-    let saved = SavedRun::open(&arguments.run, device)?;
+    let saved = SavedRun::open(&arguments.run, arguments.checkpoint, arguments.device.resolve()?)?;
+    for reason in &saved.passed_over {
+        output::error(&format!("{reason}; taking {}", saved.checkpoint.display()));
+    }
     let sampling = Sampling {
         temperature: arguments.temperature,
         top_k: arguments.top_k.map(|k| k as usize),
@@ -29,7 +28,7 @@ pub(super) fn run(arguments: &Generate) -> Outcome {
     };
     let mut out = io::stdout().lock();
     let (model, tokenizer) = (&saved.model, &saved.tokenizer);
-    print_continuation(
+    let new = print_continuation(
         model,
         tokenizer,
         &prompt,
@@ -38,5 +37,8 @@ pub(super) fn run(arguments: &Generate) -> Outcome {
         arguments.seed,
         &mut out,
     )?;
+    if new.is_cut {
+        output::error(&format!("stopped after {} tokens: the model is made for no longer text", new.tokens));
+    }
     Ok(ExitCode::SUCCESS)
 }

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use super::Which;
+
 /// Why a checkpoint could not be written, found or read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -32,6 +34,16 @@ pub enum CheckpointError {
         path: PathBuf,
         /// What is wrong with which file.
         findings: Vec<String>,
+    },
+    /// There are checkpoints, but not the one that is wanted.
+    #[error("{path} has no {}; it has those of the steps {}", name_of(*wanted), list(&steps.iter().map(u64::to_string).collect::<Vec<_>>()))]
+    NotThere {
+        /// The directory of the stage.
+        path: PathBuf,
+        /// Which one is wanted.
+        wanted: Which,
+        /// Steps that have one.
+        steps: Vec<u64>,
     },
     /// A file does not hold what its name says.
     #[error("{path} cannot be understood: {message}")]
@@ -94,7 +106,24 @@ fn list_mismatches(missing: &[String], unexpected: &[String], mismatched: &[Stri
     [("missing", missing), ("unexpected", unexpected), ("different", mismatched)]
         .into_iter()
         .filter(|(_, names)| !names.is_empty())
-        .map(|(word, names)| format!("{} {word}: {}", names.len(), names.join(", ")))
+        .map(|(word, names)| format!("{} {word}: {}", names.len(), list(names)))
         .collect::<Vec<_>>()
         .join("; ")
+}
+
+/// The first few, and how many there are besides.
+fn list(names: &[String]) -> String {
+    const SHOWN: usize = 5;
+    let shown = names[..names.len().min(SHOWN)].join(", ");
+    if names.len() > SHOWN { format!("{shown} and {} more", names.len() - SHOWN) } else { shown }
+}
+
+fn name_of(wanted: Which) -> String {
+    match wanted {
+        Which::Last => "checkpoint".to_owned(),
+        Which::Best => {
+            "best checkpoint: nothing was evaluated, or `trainer.checkpoint.keep_best` is 0".to_owned()
+        }
+        Which::Step(step) => format!("checkpoint of step {step}"),
+    }
 }

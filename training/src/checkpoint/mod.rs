@@ -11,6 +11,7 @@
 
 mod error;
 mod manifest;
+mod reader;
 mod state;
 mod store;
 mod tensors;
@@ -19,6 +20,7 @@ mod tests;
 mod write;
 
 pub use error::CheckpointError;
+pub use reader::{CheckpointReader, Found, Which};
 pub use state::{Best, FORMAT, TrainingState};
 pub use store::{CheckpointStore, Damaged};
 pub use tensors::{NamedTensors, TensorFile, write_tensors};

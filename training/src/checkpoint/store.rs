@@ -1,11 +1,12 @@
-//! All checkpoints of a stage: finding the newest good one, keeping the newest and the best.
+//! All checkpoints of a stage, for the one process that writes them: finding the newest good one, keeping the newest
+//! and the best.
 
 use std::{
     fs,
     path::{Path, PathBuf},
 };
 
-use super::{Best, Checkpoint, CheckpointError, Contents, write};
+use super::{Best, Checkpoint, CheckpointError, CheckpointReader, Contents, write};
 use crate::files;
 
 /// The directory with the checkpoints of one stage. Only one process at a time may use it (the run directory is
@@ -13,6 +14,7 @@ use crate::files;
 #[derive(Debug, Clone)]
 pub struct CheckpointStore {
     root: PathBuf,
+    reader: CheckpointReader,
 }
 
 /// A checkpoint that could not be used, and was set aside.
@@ -24,8 +26,6 @@ pub struct Damaged {
     pub reason: CheckpointError,
 }
 
-const PREFIX: &str = "step-";
-
 impl CheckpointStore {
     /// Opens or makes the directory, and removes what a process that died left unfinished.
     ///
@@ -36,16 +36,21 @@ impl CheckpointStore {
         fs::create_dir_all(root).map_err(failed)?;
         for entry in fs::read_dir(root).map_err(failed)? {
             let entry = entry.map_err(failed)?;
-            if entry.file_name().to_string_lossy().contains(files::TEMPORARY) {
+            if files::is_temporary(&entry.path()) {
                 fs::remove_dir_all(entry.path()).map_err(failed)?;
             }
         }
-        Ok(Self { root: root.to_owned() })
+        Ok(Self { root: root.to_owned(), reader: Self::read_only(root) })
+    }
+
+    /// The same checkpoints for any other process, which changes nothing.
+    pub fn read_only(root: &Path) -> CheckpointReader {
+        CheckpointReader::new(root)
     }
 
     /// Where the checkpoint of a step lies, or would lie.
     pub fn path(&self, step: u64) -> PathBuf {
-        self.root.join(format!("{PREFIX}{step:08}"))
+        self.reader.path(step)
     }
 
     /// Steps that have a checkpoint, rising. Their files are not looked at.
@@ -53,14 +58,7 @@ impl CheckpointStore {
     /// # Errors
     /// When the directory cannot be read.
     pub fn steps(&self) -> Result<Vec<u64>, CheckpointError> {
-        let failed = |source| CheckpointError::Read { path: self.root.clone(), source };
-        let mut steps = Vec::new();
-        for entry in fs::read_dir(&self.root).map_err(failed)? {
-            let name = entry.map_err(failed)?.file_name();
-            steps.extend(name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.parse::<u64>().ok()));
-        }
-        steps.sort_unstable();
-        Ok(steps)
+        self.reader.steps()
     }
 
     /// The newest checkpoint whose checksums hold. Newer ones that are damaged are renamed to `damaged-step-N`, so
@@ -86,7 +84,7 @@ impl CheckpointStore {
     fn set_aside(&self, step: u64) -> Result<PathBuf, CheckpointError> {
         let to = (1..u64::MAX)
             .map(|n| if n == 1 { String::new() } else { format!("-{n}") })
-            .map(|suffix| self.root.join(format!("damaged-{PREFIX}{step:08}{suffix}")))
+            .map(|suffix| self.root.join(format!("damaged-step-{step:08}{suffix}")))
             .find(|path| !path.exists())
             .unwrap_or_default(); // no directory has that many
         fs::rename(self.path(step), &to)

@@ -65,7 +65,7 @@ impl Blocks {
 
     /// Tokens at the end of the stream that fill no window, without the one that is the last target.
     pub fn dropped_tokens(&self) -> u64 {
-        (self.stream.len() - 1) as u64 % self.sequence_length as u64
+        self.stream.targets() as u64 % self.sequence_length as u64
     }
 
     /// The epoch of the next window, from 0.
@@ -89,7 +89,7 @@ impl Blocks {
 }
 
 fn windows(stream: &TokenStream, sequence_length: usize) -> u64 {
-    ((stream.len() - 1) / sequence_length) as u64
+    (stream.targets() / sequence_length) as u64
 }
 
 impl Loader for Blocks {
@@ -136,7 +136,7 @@ mod tests {
     use super::*;
 
     fn stream(tokens: u32) -> Arc<TokenStream> {
-        let ids: Vec<u32> = (1..tokens).collect();
+        let ids: Vec<u32> = (1..tokens - 1).collect();
         Arc::new(TokenStream::from_documents([ids.as_slice()], 0))
     }
 
@@ -150,19 +150,19 @@ mod tests {
 
     #[test]
     fn windows_targets_and_resets() {
-        let documents: [&[u32]; 3] = [&[5, 6], &[7], &[8, 9, 4]];
-        let stream = Arc::new(TokenStream::from_documents(documents, 0)); // 5 6 0 7 0 8 9 4 0
+        let documents: [&[u32]; 3] = [&[5, 6], &[7], &[8, 9]];
+        let stream = Arc::new(TokenStream::from_documents(documents, 0)); // 0 5 6 0 7 0 8 9 0
         let mut blocks = Blocks::new(stream, 4, 1, Device::Cpu, Fingerprint::default()).unwrap();
         assert_eq!((blocks.windows(), blocks.dropped_tokens()), (2, 0));
         let batch = blocks.next_batches(2, 1).unwrap().remove(0);
         let rows =
             |tensor: &tch::Tensor| Vec::<Vec<i64>>::try_from(tensor.to_kind(tch::Kind::Int64)).unwrap();
-        let first = usize::from(rows(&batch.tokens)[0][0] != 5);
-        assert_eq!(rows(&batch.tokens)[first], [5, 6, 0, 7]);
-        assert_eq!(rows(&batch.targets)[first], [6, 0, 7, 0]);
+        let first = usize::from(rows(&batch.tokens)[0][1] != 5);
+        assert_eq!(rows(&batch.tokens)[first], [0, 5, 6, 0]);
+        assert_eq!(rows(&batch.targets)[first], [5, 6, 0, 7]);
         assert_eq!(rows(&batch.resets)[first], [1, 0, 0, 1]);
-        assert_eq!(rows(&batch.tokens)[1 - first], [0, 8, 9, 4]);
-        assert_eq!(rows(&batch.targets)[1 - first], [8, 9, 4, 0]);
+        assert_eq!(rows(&batch.tokens)[1 - first], [7, 0, 8, 9]);
+        assert_eq!(rows(&batch.targets)[1 - first], [0, 8, 9, 0]);
         assert_eq!(rows(&batch.resets)[1 - first], [0, 1, 0, 0]);
         assert_eq!(crate::data::Weighted::target_tokens(&batch), 8);
     }
@@ -178,7 +178,7 @@ mod tests {
         for epoch in seen.chunks(12) {
             let mut epoch = epoch.to_vec();
             epoch.sort_unstable();
-            assert_eq!(epoch, (0..12).map(|window| window * 4 + 1).collect::<Vec<_>>());
+            assert_eq!(epoch, (0..12).map(|window| window * 4).collect::<Vec<_>>());
         }
         assert_ne!(seen[..12], seen[12..24]);
         assert_eq!(blocks.epoch(), 5);

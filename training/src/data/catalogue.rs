@@ -89,6 +89,10 @@ impl DatasetSpec for NamedDataset {
     fn load(&self, _resolve: Resolve<'_>) -> Result<Corpus, DataError> {
         self.load_from(&directories())
     }
+
+    fn holds_out(&self) -> bool {
+        self.validation_fraction > 0.0
+    }
 }
 
 impl NamedDataset {

@@ -37,7 +37,7 @@ pub(crate) fn part_size(batch_size: usize, parts: usize) -> Result<usize, DataEr
     }
     if !batch_size.is_multiple_of(parts) {
         let below = (batch_size / parts).max(1) * parts;
-        let above = batch_size.div_ceil(parts) * parts;
+        let above = batch_size.div_ceil(parts).saturating_mul(parts);
         return Err(DataError::Indivisible { batch_size, accumulation: parts, below, above });
     }
     Ok(batch_size / parts)

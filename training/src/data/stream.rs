@@ -3,11 +3,14 @@
 use super::{DataError, Document};
 use crate::tokenizer::Tokenizer;
 
-/// The tokens of many documents, an end-of-text token after each.
+/// The tokens of many documents with end-of-text tokens between them, before the first and after the last.
+///
+/// The end-of-text token before a document is that document's first: from it the model learns how a document begins, as
+/// it must when it writes one. It is also what the last token before it learns to predict, the end of its document.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenStream {
     tokens: Vec<u32>,
-    /// Where documents start, rising; the first is 0.
+    /// Where documents start, rising: the places of their end-of-text tokens; the first is 0.
     starts: Vec<usize>,
 }
 
@@ -38,7 +41,10 @@ impl TokenStream {
     }
 
     fn push(&mut self, ids: &[u32], end_of_text: u32) {
-        self.starts.push(self.tokens.len());
+        if self.tokens.is_empty() {
+            self.tokens.push(end_of_text);
+        }
+        self.starts.push(self.tokens.len() - 1);
         self.tokens.extend_from_slice(ids);
         self.tokens.push(end_of_text);
     }
@@ -63,6 +69,11 @@ impl TokenStream {
         &self.tokens
     }
 
+    /// Number of tokens that can be predicted: all but the first.
+    pub fn targets(&self) -> usize {
+        self.tokens.len().saturating_sub(1)
+    }
+
     /// Appends a window to the rows of a batch: `length` inputs from `start`, what follows each, and where documents
     /// start. Beyond the stream, inputs are `filler` and targets are ignored.
     pub(super) fn window(&self, start: usize, length: usize, filler: u32, rows: &mut Rows) {
@@ -84,4 +95,28 @@ pub(super) struct Rows {
     pub(super) tokens: Vec<i64>,
     pub(super) targets: Vec<i64>,
     pub(super) resets: Vec<bool>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_document_begins_with_the_end_of_text_and_its_end_is_learnt_once() {
+        let documents: [&[u32]; 3] = [&[5, 6], &[7], &[8, 9]];
+        let stream = TokenStream::from_documents(documents, 0);
+        assert_eq!(stream.tokens(), [0, 5, 6, 0, 7, 0, 8, 9, 0]);
+        assert_eq!((stream.documents(), stream.targets()), (3, 8));
+        let mut rows = Rows::default();
+        stream.window(0, 8, 99, &mut rows);
+        let starts: Vec<usize> = (0..8).filter(|&at| rows.resets[at]).collect();
+        assert_eq!(starts, [0, 3, 5]);
+        for (token, target) in [(5, 6), (6, 0), (7, 0), (9, 0)] {
+            let at = rows.tokens.iter().position(|&known| known == token).unwrap();
+            assert_eq!(rows.targets[at], target);
+        }
+        // What generation begins with, the initial state and this token, is trained for each document.
+        let firsts: Vec<i64> = starts.iter().map(|&at| rows.targets[at]).collect();
+        assert_eq!(firsts, [5, 7, 8]);
+    }
 }

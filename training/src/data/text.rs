@@ -53,6 +53,10 @@ impl DatasetSpec for TextDataset {
         let (train, validation) = split::split(documents, self.validation_fraction, self.split)?;
         Ok(Corpus { train, validation, files: records })
     }
+
+    fn holds_out(&self) -> bool {
+        self.validation_fraction > 0.0
+    }
 }
 
 impl TextDataset {

@@ -6,7 +6,7 @@ use tch::Device;
 
 use super::{Batch, DataError, TokenStream, stream::Rows};
 
-/// Windows of the validation stream in order. Every token but the first, which nothing predicts, is a target exactly
+/// Windows of the validation stream in order. Every token of every document, and the end of each, is a target exactly
 /// once; the last row is filled with pads whose targets are ignored.
 #[derive(Debug, Clone)]
 pub struct ValidationBlocks {
@@ -42,12 +42,12 @@ impl ValidationBlocks {
 
     /// Number of targets over all batches.
     pub fn target_tokens(&self) -> u64 {
-        (self.stream.len() - 1) as u64
+        self.stream.targets() as u64
     }
 
     /// The batches, in order; the last may have fewer rows.
     pub fn batches(&self) -> impl Iterator<Item = Result<Batch, DataError>> + '_ {
-        let windows = (self.stream.len() - 1).div_ceil(self.sequence_length);
+        let windows = self.stream.targets().div_ceil(self.sequence_length);
         (0..windows).step_by(self.batch_size).map(move |first| {
             let mut rows = Rows::default();
             for window in first..windows.min(first + self.batch_size) {
@@ -86,7 +86,7 @@ mod tests {
 
     #[test]
     fn nothing_to_predict_is_refused() {
-        let stream = Arc::new(TokenStream::from_documents([[].as_slice()], 0));
+        let stream = Arc::new(TokenStream::from_documents([], 0));
         assert!(ValidationBlocks::new(stream, 4, 1, 0, Device::Cpu).is_err());
     }
 }

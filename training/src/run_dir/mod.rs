@@ -27,8 +27,14 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use crate::{checkpoint::CheckpointStore, data::FileRecord, environment::Environment, files};
+use crate::{
+    checkpoint::{CheckpointReader, CheckpointStore},
+    data::FileRecord,
+    environment::Environment,
+    files,
+};
 use lock::Lock;
 
 /// What to do with a directory that a run has used before.
@@ -108,10 +114,27 @@ impl RunDir {
         fs::create_dir_all(root).map_err(failed)?;
         let lock = Lock::take(root, LOCK)?;
         let directory = Self { root: root.to_owned(), lock };
+        if root.join(RUN).exists() {
+            directory.remove_unfinished().map_err(failed)?;
+        }
         if existing == Existing::Overwrite || only_begun {
             directory.clear()?;
         }
         Ok(directory)
+    }
+
+    /// Removes files that a process that died was writing.
+    fn remove_unfinished(&self) -> std::io::Result<()> {
+        let stages = fs::read_dir(self.root.join(STAGES)).into_iter().flatten().flatten();
+        for folder in std::iter::once(self.root.clone()).chain(stages.map(|entry| entry.path())) {
+            for entry in fs::read_dir(folder).into_iter().flatten() {
+                let path = entry?.path();
+                if path.is_file() && files::is_temporary(&path) {
+                    fs::remove_file(path)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Removes what an earlier run made; refuses a directory that no run has made.
@@ -188,6 +211,31 @@ impl RunDir {
         Ok(path)
     }
 
+    /// Writes a file of a stage, whole or not at all; gives its path.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write_stage_file(&self, stage: &str, name: &str, bytes: &[u8]) -> Result<PathBuf, RunDirError> {
+        let path = self.stage_files(stage)?.join(name);
+        files::write_atomically(&path, bytes)
+            .map_err(|source| RunDirError::Io { path: path.clone(), source })?;
+        Ok(path)
+    }
+
+    /// Renames the checkpoints of a stage, if there are any, to a name that no stage has; gives it.
+    pub(crate) fn set_checkpoints_aside(&self, stage: &str) -> Result<Option<PathBuf>, RunDirError> {
+        let path = self.checkpoints(stage);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let aside = (1..u64::MAX)
+            .map(|n| self.checkpoints(&format!("{stage}.before-{n}")))
+            .find(|aside| !aside.exists())
+            .unwrap_or_default(); // no directory has that many
+        fs::rename(&path, &aside).map_err(|source| RunDirError::Io { path, source })?;
+        Ok(Some(aside))
+    }
+
     /// Writes the resolved recipe.
     ///
     /// # Errors
@@ -250,6 +298,35 @@ impl RunDir {
         let path = self.root.join(name);
         files::write_atomically(&path, bytes).map_err(|source| RunDirError::Io { path, source })
     }
+}
+
+/// The resolved recipe that a run left in its directory, every default filled in; `None` when there is none.
+///
+/// It was checked when it was written, so its sections need no more than to be read as their types: nothing besides the
+/// directory is needed, not even the files that the recipe names.
+///
+/// # Errors
+/// When the file cannot be read.
+pub fn saved_recipe(root: &Path) -> Result<Option<Value>, RunDirError> {
+    let path = root.join(RECIPE);
+    let text = match fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(RunDirError::Io { path, source }),
+    };
+    serde_yaml::from_str(&text)
+        .map(Some)
+        .map_err(|error| RunDirError::Format { path, message: error.to_string() })
+}
+
+/// Where a run left its tokenizer.
+pub fn saved_tokenizer(root: &Path) -> PathBuf {
+    root.join(TOKENIZER)
+}
+
+/// Where a run left the checkpoints of a stage, for reading.
+pub fn saved_checkpoints(root: &Path, stage: &str) -> CheckpointReader {
+    CheckpointStore::read_only(&root.join(CHECKPOINTS).join(stage))
 }
 
 /// Whether a run began in a directory and ended before it measured or learnt anything: most often because something was

@@ -37,7 +37,7 @@ impl<T: Task, L: Loader<Batch = T::Batch>> TrainLoop<'_, T, L> {
             return false; // there is no checkpoint of nothing
         }
         let keep = self.run.trainer().checkpoint.keep_best;
-        let metric = self.evaluation.iter().find(|(name, _)| *name == self.config.best_metric);
+        let metric = self.evaluation.iter().find(|(name, _)| *name == self.task.best_metric());
         let Some(&(_, value)) = metric.filter(|(_, value)| value.is_finite()) else { return false };
         self.best.retain(|best| best.step != self.step);
         self.best.push(Best { step: self.step, value });

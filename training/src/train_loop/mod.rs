@@ -7,6 +7,7 @@
 mod evaluate;
 mod resume;
 mod save;
+mod settings;
 mod step;
 
 use std::{
@@ -14,62 +15,27 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hymba_plus::{
-    component_config,
-    registry::{Component, Finding},
-};
+use hymba_plus::registry::Finding;
 use tch::Device;
 
 use crate::{
     checkpoint::{Best, CheckpointStore},
     data::Loader,
     error::TrainError,
+    loop_settings,
     optimizer::Optimizer,
     run::Run,
     signals::Interrupt,
-    slot::{ScheduleSpec, optimizer, schedule},
+    slot::ScheduleSpec,
     task::Task,
     telemetry::{Board, Progress},
 };
 use step::Pending;
 
-/// How long a stage trains, on how much at a time, and with what.
-#[component_config]
-pub struct LoopConfig {
-    /// Steps of the optimizer.
-    #[schemars(range(min = 1))]
-    pub steps: u64,
-    /// Sequences per step, over all micro-batches.
-    #[schemars(range(min = 1))]
-    #[default(8)]
-    pub batch_size: usize,
-    /// Tokens per sequence.
-    #[schemars(range(min = 1))]
-    #[default(256)]
-    pub sequence_length: usize,
-    /// Micro-batches that a step is cut into to save memory; it must divide `batch_size` and changes nothing else.
-    #[schemars(range(min = 1))]
-    #[default(1)]
-    pub accumulation: usize,
-    /// Largest norm of all gradients together; 0 leaves them as they are.
-    #[schemars(range(min = 0.0))]
-    #[default(1.0)]
-    pub gradient_clip: f64,
-    /// How gradients change parameters.
-    #[default(Component::of("adamw"))]
-    pub optimizer: Component<optimizer>,
-    /// How the learning rate moves.
-    #[default(Component::of("cosine"))]
-    pub schedule: Component<schedule>,
-    /// Steps between two evaluations; there is always one after the last step.
-    #[schemars(range(min = 1))]
-    pub evaluate_every: Option<u64>,
-    /// Evaluate before the first step, too.
-    #[default(false)]
-    pub evaluate_at_start: bool,
-    /// The measurement, lower being better, that chooses the best checkpoint.
-    #[default("validation_loss".to_owned())]
-    pub best_metric: String,
+loop_settings! {
+    @keys
+    /// How long a stage trains, on how much at a time, and with what.
+    pub struct LoopConfig {}
 }
 
 impl LoopConfig {

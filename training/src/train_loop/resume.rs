@@ -59,7 +59,7 @@ impl<'a, T: Task, L: Loader<Batch = T::Batch>> TrainLoop<'a, T, L> {
             Some(checkpoint) => this.go_on(&checkpoint)?,
             None => this.start_afresh()?,
         }
-        if this.run.trainer().log.tensorboard {
+        if this.run.trainer().log.tensorboard && this.step < config.steps {
             let records = MetricsFile::read(&this.run.directory().metrics())?;
             this.board = Some(Board::open(&this.run.directory().tensorboard(stage), stage, &records)?);
         }
@@ -84,6 +84,9 @@ impl<'a, T: Task, L: Loader<Batch = T::Batch>> TrainLoop<'a, T, L> {
                 place.display()
             ));
         }
+        if self.run.is_stage_finished(self.stage)? {
+            self.run.reopen_stage(self.stage)?; // its checkpoints are gone
+        }
         self.run.start_stage(self.stage)?;
         let seed = seed_of(self.run.seed(), self.stage);
         for device in save::rng_devices(self.run.device()) {
@@ -107,6 +110,9 @@ impl<'a, T: Task, L: Loader<Batch = T::Batch>> TrainLoop<'a, T, L> {
             state.evaluation.iter().map(|(name, value)| (name.clone(), value.unwrap_or(f64::NAN))).collect();
         self.last_checkpoint = Some(checkpoint.path().to_owned());
         self.last_reading = (Instant::now(), state.tokens);
+        if self.run.is_stage_finished(self.stage)? && self.step < self.config.steps {
+            self.run.reopen_stage(self.stage)?;
+        }
         if !self.run.is_stage_finished(self.stage)? {
             self.run.metrics().truncate(state.metrics_bytes)?;
         }

@@ -31,7 +31,7 @@ impl<T: Task, L: Loader<Batch = T::Batch>> TrainLoop<'_, T, L> {
             data: self.loader.state(),
             fingerprint: self.loader.fingerprint(),
             task: self.task.state(),
-            best_metric: self.config.best_metric.clone(),
+            best_metric: self.task.best_metric().to_owned(),
             best: self.best.clone(),
             evaluation: self.evaluation.iter().map(finite).collect(),
             metrics_bytes: self.run.metrics().length(),

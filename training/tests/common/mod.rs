@@ -124,7 +124,7 @@ pub fn stream() -> Arc<TokenStream> {
 
 pub fn loop_config(changes: &Value) -> LoopConfig {
     let mut config = json!({
-        "steps": 20, "batch_size": 4, "sequence_length": 8, "evaluate_every": 5,
+        "steps": 20, "batch_size": 4, "sequence_length": 8, "evaluate_every": 5, "evaluate_at_start": false,
         "optimizer": { "kind": "adamw", "lr": 0.01 },
         "schedule": { "kind": "cosine", "warmup_steps": 4 },
     });
