@@ -124,8 +124,10 @@ fn kind_of(property: &Value, definitions: Option<&Value>) -> String {
     }
 }
 
+/// Up to the first full stop that ends a sentence (not that of `et al.`), or the formula after it.
 fn first_sentence(text: &str) -> String {
-    let end = text.find(". ").map_or(text.len(), |end| end + 1);
+    let mut stops = text.match_indices(". ").map(|(at, _)| at + 1);
+    let end = stops.find(|&end| !text[..end].ends_with(" al.")).unwrap_or(text.len());
     let end = text[..end].find(": `").unwrap_or(end);
     text[..end].to_owned()
 }
@@ -149,5 +151,25 @@ fn wrapped(words: &str, indent: usize, text: &mut String) {
     }
     if column > 0 {
         text.push('\n');
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::first_sentence;
+
+    #[test]
+    fn a_sentence_ends_at_its_own_full_stop() {
+        for (text, sentence) in [
+            ("One norm. Another.", "One norm."),
+            (
+                "Attention (Vaswani et al. 2017) with heads. Every token",
+                "Attention (Vaswani et al. 2017) with heads.",
+            ),
+            ("A gate: `down(x)` (Shazeer 2020).", "A gate"),
+            ("", ""),
+        ] {
+            assert_eq!(first_sentence(text), sentence);
+        }
     }
 }

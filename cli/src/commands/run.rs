@@ -34,9 +34,47 @@ pub(super) fn run(arguments: &Run) -> Outcome {
 fn command(arguments: &Run) -> String {
     let program = std::env::args().next().unwrap_or_else(|| "hymba".to_owned());
     let layers = &arguments.recipe.layers;
-    let groups = [("--model", &layers.model), ("--data", &layers.data), ("--trainer", &layers.trainer)];
-    let groups = groups.into_iter().filter_map(|(flag, name)| Some(format!(" {flag} {}", name.as_ref()?)));
-    let set = layers.set.iter().map(|set| format!(" --set '{set}'"));
-    let tail: String = groups.chain(set).collect();
-    format!("{program} run {}{tail}", arguments.recipe.recipe.display())
+    let mut words = vec![program, "run".to_owned(), arguments.recipe.recipe.display().to_string()];
+    for (flag, name) in [("--model", &layers.model), ("--data", &layers.data), ("--trainer", &layers.trainer)]
+    {
+        words.extend(name.iter().flat_map(|name| [flag.to_owned(), name.clone()]));
+    }
+    words.extend(layers.set.iter().flat_map(|set| ["--set".to_owned(), set.clone()]));
+    words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ")
+}
+
+/// A word as a shell reads it back.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "/._-+=:@%,".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use crate::args::{Arguments, Command};
+
+    #[test]
+    fn a_command_can_be_typed_again() {
+        let words = [
+            "hymba",
+            "run",
+            "my recipe.yaml",
+            "--model",
+            "tiny",
+            "--set",
+            "stages[0].steps=1",
+            "--set",
+            "name=it's",
+        ];
+        let Command::Run(run) = Arguments::parse_from(words).command else { panic!("`run`") };
+        let command = super::command(&run);
+        let typed = "run 'my recipe.yaml' --model tiny --set 'stages[0].steps=1' --set 'name=it'\\''s'";
+        assert!(command.ends_with(typed), "{command}");
+    }
 }
