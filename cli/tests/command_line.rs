@@ -140,12 +140,15 @@ fn a_shown_recipe_is_the_recipe() {
 #[test]
 fn a_key_is_explained() {
     let project = fresh();
-    let text =
-        project.succeed(&["config", "explain", "model.meta_tokens", "recipe.yaml", "--set", "model.meta_tokens=8"]);
-    contains(
-        &text,
-        &["model.meta_tokens = 8", "--set", "recipe.yaml:7:3", "which says 4", "default: 0"],
-    );
+    let text = project.succeed(&[
+        "config",
+        "explain",
+        "model.meta_tokens",
+        "recipe.yaml",
+        "--set",
+        "model.meta_tokens=8",
+    ]);
+    contains(&text, &["model.meta_tokens = 8", "--set", "recipe.yaml:7:3", "which says 4", "default: 0"]);
     let text = project.succeed(&["config", "explain", "stages[0].gradient_clip", "recipe.yaml"]);
     contains(&text, &["default: 1.0"]);
     let error = fail(&project.output(&["config", "explain", "model.d_modle", "recipe.yaml"]), 1);
@@ -215,14 +218,14 @@ fn resuming_nothing_starts_afresh() {
 fn generation_repeats_itself_for_a_seed() {
     let (project, _) = finished();
     let generate = |seed: &str| {
-        project.succeed(&["generate", "run", "--prompt", "the ", "--max-new-tokens", "40", "--seed", seed])
+        project.succeed(&["generate", "run", "--prompt", "the ", "--max-new-tokens", "20", "--seed", seed])
     };
     let first = generate("3");
     assert!(first.starts_with("the ") && first.len() > 8, "{first}");
     assert_eq!(generate("3"), first);
     assert_ne!(generate("4"), first);
     let mut child =
-        project.command(&["generate", "run", "--prompt", "-", "--max-new-tokens", "40", "--seed", "3"]);
+        project.command(&["generate", "run", "--prompt", "-", "--max-new-tokens", "20", "--seed", "3"]);
     let mut child = child.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     std::io::Write::write_all(&mut child.stdin.take().unwrap(), b"the ").unwrap();
     assert_eq!(String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap(), first);
