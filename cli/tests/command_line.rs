@@ -293,5 +293,8 @@ fn a_plugins_recipe_is_refused() {
     let recipe = repository("examples/plugin/recipe.yaml");
     let error = fail(&fresh().output(&["run", &recipe]), 1);
     contains(&error, &["recipe.yaml:20:26", "there is no sequence_mixer named `decay_attention`"]);
-    contains(&error, &["a sequence_mixer is one of: attention, mamba, none"]);
+    let output = fresh().output(&["validate", &recipe, "--json"]);
+    let problems = json(&String::from_utf8(output.stdout).unwrap())[0]["problems"].clone();
+    assert_eq!(problems.as_array().map(Vec::len), Some(1), "{problems}");
+    contains(problems[0]["rule"].as_str().unwrap(), &["a sequence_mixer is one of: attention, mamba, none"]);
 }
