@@ -86,6 +86,23 @@ fn text_is_prepared_once_and_a_change_is_named() {
 }
 
 #[test]
+fn another_tokenizer_is_refused_and_the_run_keeps_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let run_dir = folder.path().join("run");
+    std::fs::write(folder.path().join("a.txt"), include_str!("text.rs")).unwrap();
+    let with =
+        |special: &str| recipe(folder.path(), &format!("{{kind: bytes, special_tokens: [{special}]}}"));
+    train_on(&with("'<|a|>'"), &run_dir, false, 2).unwrap();
+    let before = std::fs::read(run_dir.join("tokenizer.json")).unwrap();
+    let mut run = options(&run_dir, true);
+    run.force = true;
+    let changed = with("'<|b|>'");
+    let error = TextData::prepare(&Run::open(&changed, run).unwrap(), &changed).unwrap_err().to_string();
+    assert!(error.contains("tokenizer.json, which the run began with"), "{error}");
+    assert_eq!(std::fs::read(run_dir.join("tokenizer.json")).unwrap(), before);
+}
+
+#[test]
 fn a_recipe_that_failed_at_its_data_can_be_put_right_and_run_again() {
     let folder = tempfile::tempdir().unwrap();
     let run_dir = folder.path().join("run");

@@ -163,9 +163,28 @@ fn resuming_says_what_it_does() {
     let newest = folder.path().join("checkpoints/pretrain/step-00000020/model.safetensors");
     std::fs::write(&newest, "torn").unwrap();
     go(true).unwrap();
+    assert_eq!(metrics(folder.path()), before);
     assert!(
         pipe.text().contains("model.safetensors: 4 bytes") && pipe.text().contains("going on after step 18")
     );
+}
+
+#[test]
+fn a_finished_run_that_gets_more_steps_is_one_run() {
+    let (long, grown) = (folder(), folder());
+    let config =
+        |steps| loop_config(&json!({ "steps": steps, "evaluate_every": null, "schedule": "constant" }));
+    run(&recipe(TRAINER), options(long.path(), false), &config(26), |_| ()).unwrap();
+    run(&recipe(TRAINER), options(grown.path(), false), &config(20), |_| ()).unwrap();
+    // Stopped between two checkpoints: what was written after the last of them must go.
+    stop_at(grown.path(), 3, true, &config(26));
+    let progress = std::fs::read_to_string(grown.path().join("progress.json")).unwrap();
+    assert!(progress.contains("\"finished\": false"), "{progress}");
+    run(&recipe(TRAINER), options(grown.path(), true), &config(26), |_| ()).unwrap();
+    let train = |path: &Path| -> Vec<MetricRecord> {
+        metrics(path).into_iter().filter(|line| line.kind == "train").collect()
+    };
+    assert_eq!(train(long.path()), train(grown.path()));
 }
 
 #[test]

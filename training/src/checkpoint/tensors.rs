@@ -299,6 +299,17 @@ mod tests {
     }
 
     #[test]
+    fn a_long_list_of_differences_is_cut() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("t.safetensors");
+        write_tensors(&path, &[named("a", Tensor::from(1.0))]).unwrap();
+        let wanted: Vec<_> = (0..400).map(|i| named(&format!("w{i:03}"), Tensor::from(1.0))).collect();
+        let error = TensorFile::open(&path).unwrap().load_into(&wanted).unwrap_err().to_string();
+        let list = "400 missing: w000, w001, w002, w003, w004 and 395 more; 1 unexpected: a";
+        assert!(error.ends_with(list), "{error}");
+    }
+
+    #[test]
     fn a_file_of_another_length_than_its_header_says_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("t.safetensors");

@@ -188,3 +188,73 @@ fn a_failed_write_leaves_what_was_there() {
     write(&store, 2, 1, &[]).unwrap();
     assert_eq!(store.steps().unwrap(), [2]);
 }
+
+/// Every name below a directory.
+fn names(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let mut names: Vec<PathBuf> = entries
+        .flat_map(|path| if path.is_dir() { [names(&path), vec![path]].concat() } else { vec![path] })
+        .collect();
+    names.sort();
+    names
+}
+
+fn step_of(reader: &CheckpointReader, which: Which) -> Result<u64, CheckpointError> {
+    Ok(reader.find(which, |_| Ok(()))?.unwrap().checkpoint.state().step)
+}
+
+#[test]
+fn a_reader_changes_nothing_and_passes_over_damage() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(folder.path());
+    let reader = CheckpointStore::read_only(&folder.path().join("checkpoints"));
+    assert!(reader.find(Which::Last, |_| Ok(())).unwrap().is_none());
+    for step in [1, 2, 3] {
+        write(&store, step, 3, &[2, 3]).unwrap();
+    }
+    let unfinished = folder.path().join("checkpoints/.step-00000004.tmp-4194304");
+    fs::create_dir(&unfinished).unwrap();
+    assert_eq!(step_of(&reader, Which::Last).unwrap(), 3);
+    assert_eq!(step_of(&reader, Which::Best).unwrap(), 2);
+    assert_eq!(step_of(&reader, Which::Step(1)).unwrap(), 1);
+    let error = step_of(&reader, Which::Step(7)).unwrap_err().to_string();
+    assert!(error.contains("no checkpoint of step 7; it has those of the steps 1, 2, 3"), "{error}");
+
+    flip(&store.path(3).join(MODEL));
+    let before = names(folder.path());
+    let found = reader.find(Which::Last, |_| Ok(())).unwrap().unwrap();
+    assert_eq!((found.checkpoint.state().step, found.damaged.len()), (2, 1));
+    assert!(step_of(&reader, Which::Step(3)).unwrap_err().to_string().contains("SHA-256 differs"));
+    flip(&store.path(2).join(MODEL));
+    flip(&store.path(1).join(MODEL));
+    assert!(step_of(&reader, Which::Last).unwrap_err().to_string().contains("step-00000003"));
+    assert_eq!(names(folder.path()), before);
+}
+
+#[test]
+fn a_reader_chooses_again_when_the_trainer_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(folder.path());
+    let reader = CheckpointStore::read_only(&folder.path().join("checkpoints"));
+    write(&store, 1, 1, &[]).unwrap();
+    let mut tries = 0;
+    let found = reader.find(Which::Last, |checkpoint| {
+        tries += 1;
+        if tries == 1 {
+            write(&store, 2, 1, &[]).unwrap(); // and 1 is gone
+        }
+        checkpoint.model()?.read("w")
+    });
+    let found = found.unwrap().unwrap();
+    assert_eq!((found.checkpoint.state().step, found.value.int64_value(&[0])), (2, 2));
+}
+
+#[test]
+fn without_evaluations_there_is_no_best() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(folder.path());
+    write(&store, 1, 1, &[]).unwrap();
+    let reader = CheckpointStore::read_only(&folder.path().join("checkpoints"));
+    let error = step_of(&reader, Which::Best).unwrap_err().to_string();
+    assert!(error.contains("keep_best") && error.contains("steps 1"), "{error}");
+}

@@ -6,6 +6,8 @@ use std::{
     path::Path,
 };
 
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+
 use super::{
     CheckpointError, MODEL, NamedTensors, OPTIMIZER, RNG, STATE, TrainingState, manifest, write_tensors,
 };
@@ -57,15 +59,14 @@ fn fill(folder: &Path, contents: &Contents<'_>) -> Result<(), CheckpointError> {
     files::sync_directory(folder).map_err(failed)
 }
 
-/// Gives the finished directory its name; one that has the name already steps aside until then.
+/// Gives the finished directory its name. One that has the name already changes places with it: at no time is the name
+/// without a whole checkpoint.
 fn publish(temporary: &Path, path: &Path) -> io::Result<()> {
     let parent = files::parent(path);
     if path.exists() {
-        let aside = files::temporary_sibling(&path.with_extension("old"));
-        fs::rename(path, &aside)?;
-        fs::rename(temporary, path)?;
+        renameat_with(CWD, temporary, CWD, path, RenameFlags::EXCHANGE)?;
         files::sync_directory(parent)?;
-        return fs::remove_dir_all(aside);
+        return fs::remove_dir_all(temporary);
     }
     fs::rename(temporary, path)?;
     files::sync_directory(parent)

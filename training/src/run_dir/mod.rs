@@ -412,6 +412,23 @@ mod tests {
     }
 
     #[test]
+    fn files_that_a_dead_process_was_writing_are_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let record =
+            RunRecord { name: "a".into(), recipe_hash: "b".into(), started: "c".into(), resumed: vec![] };
+        let run = RunDir::open(folder.path(), Existing::Refuse).unwrap();
+        run.write_record(&record).unwrap();
+        let path = run.write_stage_file("generate", "samples.txt", b"text").unwrap();
+        drop(run);
+        let (torn, other) = (files::temporary_sibling(&path), folder.path().join(".notes.tmp-old"));
+        fs::write(&torn, "te").unwrap();
+        fs::write(&other, "mine").unwrap();
+        RunDir::open(folder.path(), Existing::Resume).unwrap();
+        assert!(!torn.exists() && other.exists());
+        assert_eq!(fs::read(&path).unwrap(), b"text");
+    }
+
+    #[test]
     fn a_lock_of_a_process_that_died_is_recovered() {
         let folder = tempfile::tempdir().unwrap();
         // A process that was killed leaves its name in the file, but the system has released its lock.

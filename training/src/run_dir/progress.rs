@@ -41,7 +41,7 @@ impl StageProgress {
         let order = this.order;
         let later: Vec<String> =
             self.0.iter().filter(|(_, other)| other.order > order).map(|(name, _)| name.clone()).collect();
-        later.iter().for_each(|name| drop(self.0.remove(name)));
+        self.0.retain(|name, _| !later.contains(name));
         later
     }
 
