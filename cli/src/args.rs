@@ -115,6 +115,7 @@ pub struct Layers {
 
 /// `hymba run`.
 #[derive(Debug, Args)]
+#[allow(clippy::struct_field_names)] // a field is its flag
 pub struct Run {
     #[command(flatten)]
     pub recipe: RecipeArguments,

@@ -18,7 +18,7 @@ use serde_json::Value;
 fn finished() -> &'static (Project, String) {
     static FINISHED: OnceLock<(Project, String)> = OnceLock::new();
     FINISHED.get_or_init(|| {
-        let project = Project::new();
+        let project = one_thread();
         let out = project.succeed(&["run", "recipe.yaml", "--run-dir", "run"]);
         (project, out)
     })
@@ -27,7 +27,15 @@ fn finished() -> &'static (Project, String) {
 /// A project with nothing in it but its recipe and its text.
 fn fresh() -> &'static Project {
     static FRESH: OnceLock<Project> = OnceLock::new();
-    FRESH.get_or_init(Project::new)
+    FRESH.get_or_init(one_thread)
+}
+
+/// The project on one thread: tests run beside each other, and threads that wait for a processor are slow.
+fn one_thread() -> Project {
+    let project = Project::new();
+    let recipe = fs::read_to_string(project.path("recipe.yaml")).unwrap();
+    fs::write(project.path("recipe.yaml"), recipe.replace("threads: 2", "threads: 1")).unwrap();
+    project
 }
 
 fn repository(path: &str) -> String {
@@ -218,7 +226,10 @@ fn resuming_nothing_starts_afresh() {
 fn generation_repeats_itself_for_a_seed() {
     let (project, _) = finished();
     let generate = |seed: &str| {
-        project.succeed(&["generate", "run", "--prompt", "the ", "--max-new-tokens", "20", "--seed", seed])
+        let arguments = ["generate", "run", "--prompt", "the ", "--max-new-tokens", "20", "--seed", seed];
+        let output = project.command(&arguments).env("OMP_NUM_THREADS", "1").output().unwrap();
+        assert_eq!(fail(&output, 0), "");
+        String::from_utf8(output.stdout).unwrap()
     };
     let first = generate("3");
     assert!(first.starts_with("the ") && first.len() > 8, "{first}");
@@ -226,7 +237,8 @@ fn generation_repeats_itself_for_a_seed() {
     assert_ne!(generate("4"), first);
     let mut child =
         project.command(&["generate", "run", "--prompt", "-", "--max-new-tokens", "20", "--seed", "3"]);
-    let mut child = child.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let child = child.env("OMP_NUM_THREADS", "1").stdin(Stdio::piped());
+    let mut child = child.stdout(Stdio::piped()).spawn().unwrap();
     std::io::Write::write_all(&mut child.stdin.take().unwrap(), b"the ").unwrap();
     assert_eq!(String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap(), first);
     contains(&fail(&project.output(&["generate", "nowhere"]), 1), &["not a run directory"]);
@@ -242,7 +254,8 @@ fn generation_streams() {
 
     let (project, _) = finished();
     let mut child = project.command(&["generate", "run", "--prompt", "the ", "--max-new-tokens", "100000"]);
-    let mut child = child.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let child = child.env("OMP_NUM_THREADS", "1").stdout(Stdio::piped());
+    let mut child = child.stderr(Stdio::piped()).spawn().unwrap();
     // The first characters come long before the last token; a reader that has enough ends it quietly.
     let mut start = [0; 12];
     let mut reader = child.stdout.take().unwrap();

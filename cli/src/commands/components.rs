@@ -1,6 +1,6 @@
 //! `hymba components`: what this binary has.
 
-use std::process::ExitCode;
+use std::{fmt::Write, process::ExitCode};
 
 use hymba_plus::registry::{Entry, Registry};
 use serde_json::{Value, json};
@@ -30,12 +30,12 @@ pub(super) fn run(arguments: &Components) -> Outcome {
     }
     let mut text = String::new();
     for info in chosen {
-        text.push_str(&format!("{}  {}\n", info.name, info.doc.trim()));
+        let _ = writeln!(text, "{}  {}", info.name, info.doc.trim());
         for entry in registry.in_slot(info.name) {
             if arguments.slot.is_some() {
                 detailed(entry, &mut text);
             } else {
-                text.push_str(&format!("  {:<20} {}\n", entry.kind, first_sentence(&entry.doc())));
+                let _ = writeln!(text, "  {:<20} {}", entry.kind, first_sentence(&entry.doc()));
             }
         }
         text.push('\n');
@@ -63,7 +63,7 @@ fn detailed(entry: &Entry, text: &mut String) {
     } else {
         format!(" (also {})", entry.aliases.join(", "))
     };
-    text.push_str(&format!("\n  kind: {}{aliases}    [crate {}]\n", entry.kind, entry.crate_name));
+    let _ = writeln!(text, "\n  kind: {}{aliases}    [crate {}]", entry.kind, entry.crate_name);
     wrapped(&entry.doc(), 4, text);
     let schema = entry.schema();
     let required: Vec<&str> = schema
@@ -78,7 +78,7 @@ fn detailed(entry: &Entry, text: &mut String) {
             Some(Value::Null) | None => "optional".to_owned(),
             Some(value) => format!("default {}", serde_json::to_string(value).unwrap_or_default()),
         };
-        text.push_str(&format!("    {name}: {}, {default}\n", kind_of(property, schema.get("$defs"))));
+        let _ = writeln!(text, "    {name}: {}, {default}", kind_of(property, schema.get("$defs")));
         wrapped(property.get("description").and_then(Value::as_str).unwrap_or_default(), 8, text);
     }
 }

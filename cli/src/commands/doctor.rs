@@ -16,7 +16,7 @@ pub(super) fn run() -> Outcome {
         _ => "not opened".to_owned(),
     };
     let memory = torch_bridge::memory::stats(tch::Device::Cpu)
-        .map_or_else(|error| error.to_string(), |memory| bytes(memory.allocated as u64));
+        .map_or_else(|error| error.to_string(), |memory| bytes(memory.allocated));
     let rows = [
         ("hymba", env!("CARGO_PKG_VERSION").to_owned()),
         ("libtorch", torch_bridge::device::libtorch_version()),

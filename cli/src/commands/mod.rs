@@ -57,6 +57,7 @@ fn load(arguments: &RecipeArguments) -> Result<Recipe, Box<dyn Error>> {
 }
 
 /// Diagnostics as text: coloured on a terminal.
+#[allow(clippy::needless_pass_by_value)] // `map_err` hands them over
 fn rendered(problems: Diagnostics) -> Box<dyn Error> {
     problems.render(output::colour(), 110).into()
 }

@@ -32,7 +32,8 @@ fn its_recipe_is_valid_and_runs_to_the_end() {
     assert!(succeed(&["validate", "recipe.yaml"]).contains("recipe.yaml: ok"));
     let folder = tempfile::tempdir().unwrap();
     let run = folder.path().join("run");
-    let out = succeed(&["run", "recipe.yaml", "--run-dir", run.to_str().unwrap()]);
+    let out =
+        succeed(&["run", "recipe.yaml", "--run-dir", run.to_str().unwrap(), "--set", "trainer.threads=1"]);
     for stage in ["== pretrain", "== evaluate", "== generate"] {
         assert!(out.contains(stage), "{stage}\n{out}");
     }
