@@ -9,4 +9,6 @@ if [ -f "$library" ]; then
     LD_LIBRARY_PATH=${library%/*}${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
     export LD_LIBRARY_PATH
 fi
+# Threads that spin for milliseconds after each operator take the processors from those that work.
+export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-10000}"
 exec "$@"

@@ -243,3 +243,42 @@ fn number_in(text: &str, range: RangeInclusive<f64>, expected: &str) -> Result<f
     let number = text.parse().ok().filter(|number| range.contains(number));
     number.ok_or_else(|| format!("expected {expected}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn generate(words: &[&str]) -> Result<Generate, clap::Error> {
+        let words = ["hymba", "generate", "runs/a"].iter().chain(words);
+        Arguments::try_parse_from(words).map(|arguments| match arguments.command {
+            Command::Generate(generate) => generate,
+            other => panic!("{other:?}"),
+        })
+    }
+
+    #[test]
+    fn which_weights_and_where() {
+        let plain = generate(&[]).unwrap();
+        assert_eq!((plain.checkpoint, plain.device), (Which::Last, DeviceChoice::Auto));
+        let told = generate(&["--checkpoint", "best", "--device", "cuda:1"]).unwrap();
+        assert_eq!((told.checkpoint, told.device), (Which::Best, DeviceChoice::Cuda(1)));
+        assert_eq!(generate(&["--checkpoint", "00000012"]).unwrap().checkpoint, Which::Step(12));
+    }
+
+    #[test]
+    fn numbers_out_of_range_are_mistakes_of_the_command_line() {
+        for words in [
+            ["--temperature", "-1"],
+            ["--temperature", "nan"],
+            ["--temperature", "inf"],
+            ["--top-p", "0"],
+            ["--top-p", "1.1"],
+            ["--top-k", "0"],
+            ["--checkpoint", "newest"],
+            ["--device", "gpu"],
+        ] {
+            assert_eq!(generate(&words).unwrap_err().exit_code(), 2, "{words:?}");
+        }
+        assert!(generate(&["--temperature", "0", "--top-p", "1"]).is_ok());
+    }
+}

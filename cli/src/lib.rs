@@ -11,6 +11,7 @@
 mod args;
 mod commands;
 mod output;
+mod threads;
 
 use std::process::ExitCode;
 
@@ -24,9 +25,12 @@ use recipes as _;
 /// Runs the command line of this process and returns its exit code: 0 done, 1 something is wrong with the input or the
 /// run, 2 the command line itself, 130 and 143 stopped by Ctrl-C and SIGTERM.
 pub fn main() -> ExitCode {
+    let arguments = args::Arguments::parse();
+    if matches!(arguments.command, args::Command::Run(_)) {
+        threads::wait_briefly();
+    }
     // libtorch decides once, at its first use, whether there is a GPU: its CUDA part must be open before.
     torch_bridge::cuda::open();
-    let arguments = args::Arguments::parse();
     match commands::dispatch(arguments.command) {
         Ok(code) => code,
         Err(error) => {

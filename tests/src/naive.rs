@@ -118,7 +118,7 @@ fn mamba(q: &dyn Fn(&str) -> Tensor, shape: &Shape, x: &Tensor, time: i64, inner
         Tensor::cat(&[Tensor::zeros([width - 1, inner], (Kind::Double, Device::Cpu)), x.shallow_clone()], 0);
     let mut u = Tensor::zeros([time, inner], (Kind::Double, Device::Cpu)) + m("conv.bias");
     for k in 0..width {
-        u = u + padded.narrow(0, k, time) * weight.select(1, k);
+        u += padded.narrow(0, k, time) * weight.select(1, k);
     }
     let u = &u * u.sigmoid();
     let parts = u.matmul(&m("x_proj.weight").tr()).split_with_sizes([rank, state, state], -1);

@@ -260,7 +260,8 @@ fn a_plain_call_after_a_ragged_one_sees_no_holes() {
         let mut state = state.share();
         let expected = full(&model, &[before, &more].concat()).narrow(0, before.len() as i64, 5);
         for (i, token) in more.iter().enumerate() {
-            let (hidden, next) = model.forward(&row(&[*token]), &state, &initial, SpanInput::default()).unwrap();
+            let (hidden, next) =
+                model.forward(&row(&[*token]), &state, &initial, SpanInput::default()).unwrap();
             let error = max_difference(&hidden.get(0), &expected.narrow(0, i as i64, 1));
             assert!(error < EXACT, "{what}, token {i}: {error:e}");
             state = next;
@@ -278,7 +279,8 @@ fn a_plain_call_after_a_ragged_one_sees_no_holes() {
     let (_, state) = model.forward(&row(&ids), &initial, &initial, input).unwrap();
     go_on(&state, &ids[2..], "padded");
     // A short row of a ragged batch that goes on alone.
-    let valid = Tensor::from_slice(&[true, true, true, false, false, false, true, true, true, true, true, true]);
+    let valid =
+        Tensor::from_slice(&[true, true, true, false, false, false, true, true, true, true, true, true]);
     let valid = valid.view([2, 6]);
     let input = SpanInput { valid: Some(&valid), ..SpanInput::default() };
     let (_, state) = model.forward(&row(&ids).expand([2, -1], false), &initial, &initial, input).unwrap();

@@ -282,7 +282,8 @@ block_pattern:
 
 #[test]
 fn sharing_by_period_reaches_over_layers_without_keys() {
-    let plan = hymba_tests::plan(&format!("{ENDS}
+    let plan = hymba_tests::plan(&format!(
+        "{ENDS}
 n_layers: 6
 norm: rms_norm
 block_pattern:
@@ -292,7 +293,9 @@ block_pattern:
   layers:
     mamba: {{ mixers: [{{ kind: mamba, d_state: 4 }}] }}
     attention: {{ mixers: [{{ kind: attention, n_heads: 2, window: 4, position: rope }}] }}
-"));
-    let keeps: Vec<_> = plan.states().filter(|(_, _, state)| state.name == "k").map(|(layer, _, _)| layer).collect();
+"
+    ));
+    let keeps: Vec<_> =
+        plan.states().filter(|(_, _, state)| state.name == "k").map(|(layer, _, _)| layer).collect();
     assert_eq!(keeps, [1]);
 }

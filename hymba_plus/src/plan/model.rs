@@ -113,12 +113,15 @@ impl ModelPlan {
             return Err(findings);
         }
         let roles = kv_roles(&expansion.kv_groups, config.n_layers, &mut findings);
-        let mut layers = Vec::with_capacity(expansion.layers.len());
+        let (mut layers, before) = (Vec::with_capacity(expansion.layers.len()), findings.len());
         for (index, expanded) in expansion.layers.iter().enumerate() {
             let context = ModuleContext { layer: Some(index), kv: roles[index], ..context.clone() };
             layers.push(LayerPlan::new(expanded, &context, &config.norm, pattern_path, &mut findings));
         }
-        check_sharing(&expansion.kv_groups, &layers, &mut findings);
+        // What a layer shares is only known when the layer itself is right.
+        if findings.len() == before {
+            check_sharing(&expansion.kv_groups, &layers, &mut findings);
+        }
         if findings.is_empty()
             && layers.iter().all(|layer| layer.mixers.is_empty() && layer.channel_mixer.is_none())
         {
@@ -305,7 +308,11 @@ fn kv_roles(groups: &[Vec<usize>], n_layers: usize, findings: &mut Vec<Finding>)
             let mut sorted = group.clone();
             sorted.sort_unstable();
             sorted.dedup();
-            refuse(message, "groups point backward: indices grow", &format!("write {sorted:?}"));
+            refuse(
+                message,
+                "groups point backward: indices grow",
+                &if sorted.len() > 1 { format!("write {sorted:?}") } else { "remove the group".to_owned() },
+            );
             continue;
         }
         if let Some(&layer) = group.iter().find(|&&layer| roles[layer] != KvRole::Own) {

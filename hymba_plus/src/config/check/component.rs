@@ -68,7 +68,14 @@ impl Checker<'_> {
             entries.iter().flat_map(|entry| std::iter::once(&entry.kind).chain(entry.aliases)).copied();
         let near = nearest::nearest(name, names);
         let label = near.map_or_else(String::new, |near| format!("did you mean `{near}`?"));
+        let plugin = format!(
+            "a component of a plugin exists only in a program that its crate is linked into; `hymba components {slot}` lists those of this one"
+        );
         let help = match (near, other_slot(slot, name)) {
+            // A longer name is hardly a slip: `decay_attention` for `attention`.
+            (Some(near), _) if name != near && name.split('_').any(|part| part == near) => {
+                format!("write `{near}` if that is meant; {plugin}")
+            }
             (Some(near), _) => {
                 match schema::component(slot, near).map(Entry::doc).filter(|doc| !doc.is_empty()) {
                     Some(doc) => format!("write `{near}`: {doc}"),
@@ -76,9 +83,7 @@ impl Checker<'_> {
                 }
             }
             (None, Some(other)) => format!("`{name}` is {}, which does not go here", with_article(other)),
-            (None, None) => format!(
-                "a component of a plugin exists only in a program that its crate is linked into; `hymba components {slot}` lists those of this one"
-            ),
+            (None, None) => plugin,
         };
         let message = if name.is_empty() {
             format!("the {slot} has no name")
