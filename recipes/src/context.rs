@@ -167,18 +167,21 @@ pub enum RunError {
         /// Name of the stage.
         name: String,
         /// What happened.
-        source: StageError,
+        source: Box<StageError>,
     },
 }
 
 impl RunError {
     /// The exit code of the process: 128 plus the signal's number when a signal stopped the run, else 1.
     pub fn exit_code(&self) -> u8 {
-        match self {
-            Self::Begin(error) | Self::Stage { source: StageError::Train(error), .. } => {
-                u8::try_from(error.exit_code()).unwrap_or(1)
-            }
-            _ => 1,
-        }
+        let error = match self {
+            Self::Begin(error) => Some(error),
+            Self::Stage { source, .. } => match source.as_ref() {
+                StageError::Train(error) => Some(error),
+                _ => None,
+            },
+            Self::Recipe(_) => None,
+        };
+        error.map_or(1, |error| u8::try_from(error.exit_code()).unwrap_or(1))
     }
 }

@@ -21,7 +21,7 @@ use crate::{
 /// Continues prompts and prints the texts; they are kept in the run directory as `stages/NAME/samples.txt`.
 #[component_config]
 pub struct Generate {
-    /// The texts to continue; an empty one starts a new document.
+    /// The texts to continue, each as the beginning of a document; an empty one leaves the beginning to the model.
     #[default(vec![String::new()])]
     #[schemars(length(min = 1))]
     pub prompts: Vec<String>,

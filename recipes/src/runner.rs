@@ -89,7 +89,7 @@ pub fn run(recipe: &Recipe, options: RunOptions) -> Result<(), RunError> {
             is_current &= was_finished;
             stage.run(&mut context)
         };
-        run().map_err(|source| RunError::Stage { name: name.clone(), source })?;
+        run().map_err(|source| RunError::Stage { name: name.clone(), source: Box::new(source) })?;
     }
     Ok(())
 }

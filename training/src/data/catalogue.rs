@@ -109,7 +109,6 @@ impl NamedDataset {
                 size: published.size,
                 licence: published.licence,
                 address: published.address,
-                target: shown.first().cloned().unwrap_or_else(|| "data".to_owned()),
                 searched: shown,
             });
         };

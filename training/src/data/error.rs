@@ -75,7 +75,8 @@ pub enum DataError {
     },
     /// A known data set is not on this machine.
     #[error(
-        "data set `{name}` is not here: no `{file}` in {}\nGet it ({size} bytes, {licence}) with:\n  mkdir -p {target} && curl -L -o {target}/{file} {address}",
+        "data set `{name}` is not here: no `{file}` in {1}\nGet it ({size} bytes, {licence}) with:\n  mkdir -p {0} && curl -L -o {0}/{file} {address}",
+        searched.first().map_or("data", String::as_str),
         searched.join(" or ")
     )]
     NotDownloaded {
@@ -89,10 +90,8 @@ pub enum DataError {
         licence: &'static str,
         /// Its public address.
         address: &'static str,
-        /// Directories that were searched.
+        /// Directories that were searched, the one to put it in first.
         searched: Vec<String>,
-        /// The directory to put it in.
-        target: String,
     },
     /// A known data set's file is not the published one.
     #[error(
