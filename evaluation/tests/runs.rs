@@ -49,6 +49,9 @@ stages:
   - { kind: generate, max_new_tokens: 3, prompts: [ab] }
 ";
 
+/// What a recipe has, and what stands there instead.
+type Changes<'a> = &'a [(&'a str, &'a str)];
+
 /// One run at a time: libtorch's random numbers are the process'.
 static ALONE: Mutex<()> = Mutex::new(());
 
@@ -58,8 +61,9 @@ struct Project(tempfile::TempDir);
 impl Project {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let text: String = (0..40).map(|i| format!("{}{}\n", "ab".repeat(1 + i % 5), i % 3)).collect();
-        std::fs::write(folder.path().join("text.txt"), text).unwrap();
+        let documents: Vec<String> =
+            (0..40).map(|i| format!("{}{}", "ab".repeat(1 + i % 5), i % 3)).collect();
+        std::fs::write(folder.path().join("text.txt"), documents.join("\n")).unwrap();
         Self(folder)
     }
 
@@ -67,7 +71,7 @@ impl Project {
         self.0.path().join(name)
     }
 
-    fn recipe(&self, changes: &[(&str, &str)]) -> Result<Recipe, Diagnostics> {
+    fn recipe(&self, changes: Changes<'_>) -> Result<Recipe, Diagnostics> {
         let text = changes.iter().fold(RECIPE.to_owned(), |text, (from, to)| {
             assert!(text.contains(from), "{from}");
             text.replace(from, to)
@@ -77,7 +81,7 @@ impl Project {
     }
 
     /// Runs a changed recipe in the folder `run`; what it said.
-    fn run(&self, changes: &[(&str, &str)], change: impl FnOnce(&mut RunOptions)) -> String {
+    fn run(&self, changes: Changes<'_>, change: impl FnOnce(&mut RunOptions)) -> String {
         let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let pipe = Pipe::default();
         let mut options = RunOptions::new(self.path("run"), "hymba run recipe.yaml");
@@ -131,7 +135,7 @@ fn what_cannot_work_is_refused_before_it_runs() {
     let pretrain =
         "  - { kind: pretrain, steps: 4, batch_size: 2, sequence_length: 8, schedule: constant }\n";
     let huge = "batch_size: 1000000000000, accumulation: 999999999999";
-    let table: [(&[(&str, &str)], &[&str]); 11] = [
+    let table: [(Changes<'_>, &[&str]); 11] = [
         (&[(&stages, "stages: []\n")], &["`stages` has 0 items"]),
         (&[(pretrain, "")], &["stages[0]", "stage `evaluate` needs a model, and no stage before it"]),
         (
@@ -203,6 +207,23 @@ fn a_finished_run_does_nothing_again() {
 }
 
 #[test]
+fn what_learnt_from_a_stage_that_goes_on_begins_again() {
+    let project = Project::new();
+    let measure = "  - { kind: evaluate, sequence_length: 8 }\n";
+    let twice = "  - { kind: pretrain, steps: 2, batch_size: 2, sequence_length: 8, schedule: constant }\n";
+    project.run(&[(measure, twice)], |_| ());
+    let force = |options: &mut RunOptions| (options.resume, options.force) = (true, true);
+    let said = project.run(&[(measure, twice), ("steps: 4", "steps: 6")], |options| {
+        force(options);
+    });
+    assert!(said.contains("pretrain-2: begins again"), "{said}");
+    assert!(project.path("run/checkpoints/pretrain-2.before-1/step-00000002").exists());
+    let lines = project.metrics();
+    let steps = |stage: &str| lines.iter().filter(|line| line.stage == stage && line.kind == "train").count();
+    assert_eq!((steps("pretrain"), steps("pretrain-2")), (6, 2));
+}
+
+#[test]
 fn a_run_directory_stands_alone() {
     let project = Project::new();
     let bytes = hymba_plus::registry::Component::<tokenizer>::of("bytes").make().unwrap();
@@ -228,7 +249,7 @@ fn a_run_directory_stands_alone() {
     }
     assert!(SavedRun::open(&run, Which::Best, Device::Cpu).is_ok());
     let error = SavedRun::open(&run, Which::Step(3), Device::Cpu).unwrap_err().to_string();
-    assert!(error.contains("no checkpoint of step 3; it has those of the steps 2, 4"), "{error}");
+    assert!(error.contains("no checkpoint of step 3; its steps are 2, 4"), "{error}");
     assert!(contents(&run) == before, "opening a run changes it");
     std::fs::write(run.join("checkpoints/pretrain/step-00000004/model.safetensors"), "torn").unwrap();
     let before = contents(&run);

@@ -36,7 +36,7 @@ pub enum CheckpointError {
         findings: Vec<String>,
     },
     /// There are checkpoints, but not the one that is wanted.
-    #[error("{path} has no {}; it has those of the steps {}", name_of(*wanted), list(&steps.iter().map(u64::to_string).collect::<Vec<_>>()))]
+    #[error("{path} has no {}; its steps are {}", name_of(*wanted), list(&steps.iter().map(u64::to_string).collect::<Vec<_>>()))]
     NotThere {
         /// The directory of the stage.
         path: PathBuf,

@@ -218,7 +218,7 @@ fn a_reader_changes_nothing_and_passes_over_damage() {
     assert_eq!(step_of(&reader, Which::Best).unwrap(), 2);
     assert_eq!(step_of(&reader, Which::Step(1)).unwrap(), 1);
     let error = step_of(&reader, Which::Step(7)).unwrap_err().to_string();
-    assert!(error.contains("no checkpoint of step 7; it has those of the steps 1, 2, 3"), "{error}");
+    assert!(error.contains("no checkpoint of step 7; its steps are 1, 2, 3"), "{error}");
 
     flip(&store.path(3).join(MODEL));
     let before = names(folder.path());
@@ -256,5 +256,5 @@ fn without_evaluations_there_is_no_best() {
     write(&store, 1, 1, &[]).unwrap();
     let reader = CheckpointStore::read_only(&folder.path().join("checkpoints"));
     let error = step_of(&reader, Which::Best).unwrap_err().to_string();
-    assert!(error.contains("keep_best") && error.contains("steps 1"), "{error}");
+    assert!(error.contains("keep_best") && error.contains("steps are 1"), "{error}");
 }
