@@ -1,4 +1,5 @@
 //! Recipes that are wrong about the stock components give their error text, word for word.
+#![allow(clippy::unwrap_used)] // a test that fails should fail loudly
 
 // Components, tokenizers, data sets, optimizers and stages register themselves; naming the crates links them.
 use components as _;

@@ -1,4 +1,5 @@
 //! The plan against what is known of a model, and against the model it becomes.
+#![allow(clippy::unwrap_used)] // a test that fails should fail loudly
 
 use hymba_plus::plan::{Growth, StateKind};
 use hymba_tests::{model, official, plan};

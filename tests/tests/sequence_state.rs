@@ -1,5 +1,6 @@
 //! The law of states: any split into calls, any batch, any padding, any packing gives the output of one plain full
 //! call, and meta tokens that are computed once give what each document with meta tokens of its own gives.
+#![allow(clippy::unwrap_used)] // a test that fails should fail loudly
 
 use std::collections::BTreeMap;
 

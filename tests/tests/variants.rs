@@ -1,4 +1,5 @@
 //! Every way to put a layer together keeps the law of states, and is what its names say.
+#![allow(clippy::unwrap_used)] // a test that fails should fail loudly
 
 use hymba_plus::{model::Model, state::SpanInput};
 use hymba_tests::max_difference;
