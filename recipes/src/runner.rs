@@ -22,7 +22,9 @@ fn check(recipe: &Recipe) -> Vec<Finding> {
     let Ok(Some(stages)) = recipe.section::<StagesSection>() else { return Vec::new() };
     // What is wrong with the model is reported by its own check.
     let plan = plan_model(recipe).ok().flatten();
-    let (mut findings, mut has_model) = (Vec::new(), false);
+    let missing = |key: &&str| recipe.values().get(*key).is_none();
+    let mut findings: Vec<Finding> = NEEDED.iter().filter(|(key, _)| missing(key)).map(needed).collect();
+    let mut has_model = false;
     for (i, component) in stages.0.iter().enumerate() {
         let Ok(stage) = component.make() else { continue };
         let path = format!("{}[{i}]", StagesSection::KEY);
@@ -41,6 +43,22 @@ fn check(recipe: &Recipe) -> Vec<Finding> {
         findings.extend(stage.check(recipe, plan.as_ref(), &path));
     }
     findings
+}
+
+/// Sections that a recipe with stages has, and what for.
+const NEEDED: [(&str, &str); 3] =
+    [("model", "the network"), ("data", "what it reads"), ("tokenizer", "how text becomes tokens")];
+
+fn needed((key, what): &(&str, &str)) -> Finding {
+    Finding {
+        path: StagesSection::KEY.to_owned(),
+        message: format!("there are stages, but no section `{key}`"),
+        rule: format!("a recipe with stages has a section `{key}`: {what}"),
+        help: Some(match *key {
+            "tokenizer" => "write one, or extend a file that has one".to_owned(),
+            key => format!("write one, extend a file that has one, or choose one with `--{key} NAME`"),
+        }),
+    }
 }
 
 /// Runs every stage of a recipe in one run directory, in order.
