@@ -10,7 +10,7 @@ register!(embedding "token" => TokenEmbedding);
 
 impl Embedding for TokenEmbedding {
     fn plan(&self, plan: &mut ModulePlan) -> Result<(), Finding> {
-        let vocabulary = plan.inputs.first().map_or(0, |slice| slice.rows);
+        let vocabulary = plan.vocabulary()?;
         let std = plan.context.initializer_range;
         plan.parameter("weight", &[vocabulary, plan.context.d_model], Init::Normal { std });
         plan.output(plan.context.d_model);

@@ -14,9 +14,8 @@ register!(head "language" => LanguageHead);
 
 impl Head for LanguageHead {
     fn plan(&self, plan: &mut ModulePlan) -> Result<(), Finding> {
-        let vocabulary = plan.inputs.first().map_or(0, |slice| slice.rows);
-        let (d_model, tied) = (plan.context.d_model, plan.inputs.iter().any(|slice| slice.name == "tied"));
-        if tied {
+        let (vocabulary, d_model) = (plan.vocabulary()?, plan.context.d_model);
+        if plan.tied(vocabulary) {
             plan.flops_per_token(2 * vocabulary * d_model);
         } else {
             plan.linear("weight", vocabulary, d_model);

@@ -26,7 +26,7 @@ pub mod prelude {
 
     pub use crate::{
         component_config,
-        model::{Call, Inputs, MixerOutput, Parts, slot::*},
+        model::{AuxiliaryLoss, Call, Inputs, MixerOutput, Parts, Statistics, slot::*},
         params::Init,
         plan::{Growth, KvRole, KvShape, ModulePlan, StateKind},
         register,

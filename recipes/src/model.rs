@@ -72,12 +72,13 @@ pub fn check_language_model(
 ) -> Vec<Finding> {
     let Some(plan) = plan else { return Vec::new() };
     let mut findings = Vec::new();
-    if plan.head.module.output_width != plan.vocab_size {
-        let (width, vocabulary) = (plan.head.module.output_width, plan.vocab_size);
+    let width = plan.head.module.output_width;
+    if plan.vocab_size != Some(width) {
+        let vocabulary = plan.vocab_size.map_or("unknown size".to_owned(), |size| format!("{size} tokens"));
         findings.push(Finding {
             path: format!("{}.head", ModelConfig::KEY),
             message: format!(
-                "stage `{stage}` needs logits over the vocabulary of {vocabulary} tokens, and `{}` gives {width} numbers",
+                "stage `{stage}` needs logits over the vocabulary of {vocabulary}, and `{}` gives {width} numbers",
                 plan.head.component.kind
             ),
             rule: format!("stage `{stage}` needs a head that gives a logit for every token"),

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)] // a test that fails should fail loudly
 
 use hymba_plus::{
-    model::{Model, Taps},
+    model::{Model, Observers, Taps},
     state::SpanInput,
 };
 use hymba_tests::{official, read_safetensors, relative_rms};
@@ -27,9 +27,10 @@ fn parity(name: &str, kind: Kind, forward: f64, backward: f64) {
     let model = fixture(name, WINDOW + 1, kind);
     let (before, after) = (Taps::default(), Taps::default());
     let ids = &io["input_ids"];
-    let initial = model.initial_state_tapped(false, Some(&before)).unwrap();
+    let initial = model.initial_state_observed(false, Observers::taps(&before)).unwrap();
     let input = SpanInput::default();
-    let (hidden, _) = model.forward_tapped(ids, &initial, &initial, input, Some(&after)).unwrap();
+    let (hidden, _) =
+        model.forward_observed(ids, &initial, &initial, input, Observers::taps(&after)).unwrap();
     let logits = model.head(&hidden).unwrap();
     let mut worst = (0.0, String::new());
     let mut compare = |what: &str, ours: &Tensor, theirs: &Tensor, bound: f64| {

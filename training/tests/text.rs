@@ -54,6 +54,7 @@ fn train_on(recipe: &Recipe, run_dir: &Path, resume: bool, steps: u64) -> Result
         init: Init::ZEROS,
         weight_decay: false,
         keep_float: false,
+        trained: true,
     };
     let mut task = Table(Parameters::allocate(&[plan], run.device(), Kind::Float, run.seed()).unwrap());
     let config = loop_config(&json!({ "steps": steps, "schedule": "constant", "evaluate_every": null }));

@@ -1,11 +1,14 @@
 //! A module at run time: configuration, tensors, and what one call hands it.
 
-use std::{cell::RefCell, collections::BTreeMap};
+use std::collections::BTreeMap;
 
 use tch::Tensor;
 use torch_bridge::{Error, Result};
 
-use super::slot::{NormModule, PositionModule};
+use super::{
+    observe::Observers,
+    slot::{NormModule, PositionModule},
+};
 use crate::{
     plan::ModulePlan,
     state::{Span, State},
@@ -119,31 +122,23 @@ pub struct Call<'a> {
     pub initial: &'a State,
     /// What this layer's producer shares, if the layer consumes.
     pub shared: Option<&'a State>,
-    /// Where named intermediate results go, when someone asked for them.
-    pub taps: Option<&'a Taps>,
+    /// Who watches the pass.
+    pub observers: Observers<'a>,
 }
 
 impl Call<'_> {
     /// Hands an intermediate result to whoever asked for taps; free when no one did.
     pub fn tap(&self, name: impl FnOnce() -> String, tensor: &Tensor) {
-        if let Some(taps) = self.taps {
-            taps.0.borrow_mut().insert(name(), tensor.shallow_clone());
+        if let Some(taps) = self.observers.taps {
+            taps.set(name(), tensor);
         }
     }
-}
 
-/// Intermediate results by name: `layers.3.in_proj`, `layers.3.branch.attention`, `layers.3.mixer`, `layers.3.out`.
-#[derive(Debug, Default)]
-pub struct Taps(RefCell<BTreeMap<String, Tensor>>);
-
-impl Taps {
-    /// The result of that name, if the pass made it.
-    pub fn get(&self, name: &str) -> Option<Tensor> {
-        self.0.borrow().get(name).map(Tensor::shallow_clone)
-    }
-
-    /// Names of all results, sorted.
-    pub fn names(&self) -> Vec<String> {
-        self.0.borrow().keys().cloned().collect()
+    /// Adds to the sum `name` of a module for whoever asked for statistics; free when no one did.
+    ///
+    /// # Errors
+    /// When the sum cannot be made, or has another shape than before.
+    pub fn record(&self, module: &str, name: &str, value: impl FnOnce() -> Result<Tensor>) -> Result<()> {
+        self.observers.statistics.map_or(Ok(()), |statistics| statistics.add(module, name, &value()?))
     }
 }

@@ -1,5 +1,7 @@
 //! The `model` section of a recipe.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::slot::{channel_mixer, embedding, fusion, head, norm, sequence_mixer};
@@ -35,15 +37,18 @@ pub struct ModelConfig {
     #[default(0.02)]
     #[schemars(range(min = 0.0))]
     pub initializer_range: f64,
-    /// Turns token ids into vectors.
+    /// Turns inputs (token ids, images, series) into vectors.
     pub embedding: Component<embedding>,
-    /// Whether the head uses the embedding's matrix.
+    /// Whether a head over the vocabulary uses the embedding's matrix.
     #[default(true)]
     pub tie_embeddings: bool,
     /// The norm before every mixer, before every channel mixer and at the end, unless a layer names its own.
     pub norm: Component<norm>,
     /// Turns the last hidden vectors into outputs.
     pub head: Component<head>,
+    /// Further heads on the same trunk, by name: for prediction of several things at once.
+    #[default(BTreeMap::new())]
+    pub heads: BTreeMap<String, Component<head>>,
     /// How the layers follow each other.
     pub block_pattern: Component<block_pattern>,
 }

@@ -6,7 +6,7 @@ use tch::Tensor;
 use torch_bridge::{Error, Result};
 
 use super::{
-    Call, Inputs, Taps,
+    AuxiliaryLoss, Call, Inputs, Observers, Statistics,
     build::{Builder, Matrix, build_module},
     config::OutProjection,
     slot::{ChannelMixerModule, FusionModule, MixerModule, NormModule},
@@ -91,10 +91,10 @@ impl Layer {
         initial: &[State],
         span: &Span,
         views: &mut Views,
-        taps: Option<&Taps>,
+        observers: Observers<'_>,
     ) -> Result<(Tensor, Vec<State>)> {
         let plain = State::empty();
-        let call = Call { span, initial: &plain, shared: None, taps };
+        let call = Call { span, initial: &plain, shared: None, observers };
         let (mut x, mut after) = (x.shallow_clone(), Vec::new());
         if let Some(mixing) = &self.mixing {
             let (y, states, published) = self.mix(mixing, &x, states, initial, views, &call)?;
@@ -111,6 +111,16 @@ impl Layer {
         }
         call.tap(|| format!("layers.{}.out", self.index), &x);
         Ok((x, after))
+    }
+
+    /// The losses that the channel mixer adds to the task's.
+    pub(super) fn auxiliary_losses(&self, statistics: &Statistics) -> Result<Vec<AuxiliaryLoss>> {
+        self.channel.as_ref().map_or(Ok(Vec::new()), |(_, mixer)| mixer.auxiliary_losses(statistics))
+    }
+
+    /// Lets the channel mixer adjust its buffers.
+    pub(super) fn rebalance(&self, statistics: &Statistics) -> Result<()> {
+        self.channel.as_ref().map_or(Ok(()), |(_, mixer)| mixer.rebalance(statistics))
     }
 
     fn mix(
@@ -175,8 +185,9 @@ impl Layer {
 impl Mixing {
     /// The in-projection of a normed input, cut into the slices of each branch.
     fn project(&self, x: &Tensor, tap: impl Fn(&Tensor)) -> Result<Vec<BTreeMap<String, Tensor>>> {
-        let widths = self.branches.iter().flat_map(|branch| branch.slices.iter().map(|slice| slice.rows));
-        let all: Vec<Tensor> = match self.in_projection.as_slice() {
+        let slices = self.branches.iter().flat_map(|branch| &branch.slices);
+        let widths = slices.filter(|slice| !slice.raw).map(|slice| slice.rows);
+        let projected: Vec<Tensor> = match self.in_projection.as_slice() {
             [fused] => {
                 let y = fused.forward(x)?;
                 tap(&y);
@@ -184,11 +195,13 @@ impl Mixing {
             }
             separate => separate.iter().map(|matrix| matrix.forward(x)).collect::<Result<_>>()?,
         };
-        let mut all = all.into_iter();
-        Ok(self
-            .branches
-            .iter()
-            .map(|branch| branch.slices.iter().map(|slice| slice.name.clone()).zip(all.by_ref()).collect())
-            .collect())
+        let mut projected = projected.into_iter();
+        let mut slice = |slice: &InputSlice| {
+            let tensor = if slice.raw { Some(x.shallow_clone()) } else { projected.next() };
+            let tensor =
+                tensor.ok_or_else(|| Error::other("the in-projection has fewer slices than planned"))?;
+            Ok((slice.name.clone(), tensor))
+        };
+        self.branches.iter().map(|branch| branch.slices.iter().map(&mut slice).collect()).collect()
     }
 }

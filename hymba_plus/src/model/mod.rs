@@ -4,14 +4,18 @@ mod build;
 mod built;
 pub mod config;
 mod layer;
+mod observe;
 mod pattern;
 pub mod slot;
+
+use std::collections::BTreeMap;
 
 use tch::{Device, Kind, Tensor};
 use torch_bridge::{Error, Result};
 
-pub use built::{Built, Call, Inputs, MixerOutput, Parts, Taps};
+pub use built::{Built, Call, Inputs, MixerOutput, Parts};
 pub use config::ModelConfig;
+pub use observe::{AuxiliaryLoss, Observers, Statistics, Taps};
 
 use self::{
     build::{Builder, build_module},
@@ -51,6 +55,7 @@ pub struct Model {
     layers: Vec<Layer>,
     final_norm: Box<dyn NormModule>,
     head: Box<dyn HeadModule>,
+    heads: BTreeMap<String, Box<dyn HeadModule>>,
 }
 
 impl Model {
@@ -67,6 +72,11 @@ impl Model {
             layers,
             final_norm: build_module!(plan.final_norm.component, &plan.final_norm.module, builder)?,
             head: build_module!(plan.head.component, &plan.head.module, builder)?,
+            heads: plan
+                .heads
+                .iter()
+                .map(|(name, head)| Ok((name.clone(), build_module!(head.component, &head.module, builder)?)))
+                .collect::<Result<_>>()?,
             plan: plan.clone(),
             parameters,
             options,
@@ -96,25 +106,26 @@ impl Model {
     /// # Errors
     /// When libtorch refuses.
     pub fn initial_state(&self, training: bool) -> Result<ModelState> {
-        self.initial_state_tapped(training, None)
+        self.initial_state_observed(training, Observers::default())
     }
 
-    /// [`initial_state`](Self::initial_state) with the intermediate results of the meta tokens.
+    /// [`initial_state`](Self::initial_state) for those who watch the meta tokens' pass.
     ///
     /// # Errors
     /// When libtorch refuses.
-    pub fn initial_state_tapped(&self, training: bool, taps: Option<&Taps>) -> Result<ModelState> {
+    pub fn initial_state_observed(&self, training: bool, observers: Observers<'_>) -> Result<ModelState> {
         let empty = self.empty_state()?;
         let Some(meta) = self.parameters.get("meta_tokens") else { return Ok(empty) };
         let span = Span::prefix(self.plan.meta_tokens, self.options.device, training)?;
-        let (_, state) = self.pass(&meta.tensor.f_unsqueeze(0)?, &empty, &empty, &span, taps)?;
+        let (_, state) = self.pass(&meta.tensor.f_unsqueeze(0)?, &empty, &empty, &span, observers)?;
         let next = self.plan.meta_tokens;
         let next_position = Tensor::f_full([1], next, (Kind::Int64, self.options.device))?;
         Ok(ModelState { next_position, uniform_position: Some(next), ..state })
     }
 
-    /// Runs `ids [batch, time]` on from `state` and returns the hidden vectors `[batch, time, d_model]` after the
-    /// final norm, in the caller's order of tokens, with the state after the call. `initial` is the state that
+    /// Runs `inputs` (token ids `[batch, time]`, or what else the embedding reads) on from `state` and returns the
+    /// hidden vectors `[batch, time, d_model]` after the final norm, in the caller's order of tokens, with the state
+    /// after the call. `initial` is the state that
     /// documents start from (of [`initial_state`](Self::initial_state)); a state of batch 1 serves every row.
     ///
     /// Training is this call from the initial state; prefill, decoding, the next turn of a conversation and the
@@ -124,32 +135,35 @@ impl Model {
     /// When shapes do not fit or an id is outside the vocabulary.
     pub fn forward(
         &self,
-        ids: &Tensor,
+        inputs: &Tensor,
         state: &ModelState,
         initial: &ModelState,
         input: SpanInput<'_>,
     ) -> Result<(Tensor, ModelState)> {
-        self.forward_tapped(ids, state, initial, input, None)
+        self.forward_observed(inputs, state, initial, input, Observers::default())
     }
 
-    /// [`forward`](Self::forward) with intermediate results.
+    /// [`forward`](Self::forward) for those who watch it.
     ///
     /// # Errors
     /// As `forward`.
-    pub fn forward_tapped(
+    pub fn forward_observed(
         &self,
-        ids: &Tensor,
+        inputs: &Tensor,
         state: &ModelState,
         initial: &ModelState,
         input: SpanInput<'_>,
-        taps: Option<&Taps>,
+        observers: Observers<'_>,
     ) -> Result<(Tensor, ModelState)> {
-        let &[batch, time] = ids.size().as_slice() else {
-            return Err(Error::other(format!("`ids` must be [batch, time], got {:?}", ids.size())));
+        let x = self.embedding.forward(inputs)?;
+        let &[batch, time, _] = x.size().as_slice() else {
+            let (got, inputs) = (x.size(), inputs.size());
+            return Err(Error::other(format!(
+                "inputs {inputs:?} were embedded as {got:?}; [batch, time, d_model] was expected"
+            )));
         };
         let span = Span::text(batch, time, state, self.plan.meta_tokens, input)?;
-        let x = self.embedding.forward(&span.compact(ids)?)?;
-        let (hidden, after) = self.pass(&x, state, initial, &span, taps)?;
+        let (hidden, after) = self.pass(&span.compact(&x)?, state, initial, &span, observers)?;
         let (next_position, uniform_position) = span.next_position(state)?;
         Ok((span.restore(&hidden)?, ModelState { next_position, uniform_position, ..after }))
     }
@@ -159,9 +173,42 @@ impl Model {
     /// # Errors
     /// When libtorch refuses.
     pub fn head(&self, hidden: &Tensor) -> Result<Tensor> {
+        self.apply(self.head.as_ref(), hidden)
+    }
+
+    /// Outputs of one of the further heads.
+    ///
+    /// # Errors
+    /// When the model has no head of that name, or libtorch refuses.
+    pub fn head_named(&self, name: &str, hidden: &Tensor) -> Result<Tensor> {
+        let head = self.heads.get(name).ok_or_else(|| {
+            let known: Vec<_> = self.heads.keys().map(String::as_str).collect();
+            Error::other(format!("the model has no head `{name}`; it has: {}", known.join(", ")))
+        })?;
+        self.apply(head.as_ref(), hidden)
+    }
+
+    fn apply(&self, head: &dyn HeadModule, hidden: &Tensor) -> Result<Tensor> {
         let tied =
-            if self.plan.tie_embeddings { self.embedding.parts().optional_parameter("weight") } else { None };
-        self.head.forward(hidden, tied)
+            head.parts().plan.tied_rows.and_then(|_| self.embedding.parts().optional_parameter("weight"));
+        head.forward(hidden, tied)
+    }
+
+    /// The losses that modules add to the task's, from the statistics of the passes of one loss.
+    ///
+    /// # Errors
+    /// When libtorch refuses.
+    pub fn auxiliary_losses(&self, statistics: &Statistics) -> Result<Vec<AuxiliaryLoss>> {
+        let losses = self.layers.iter().map(|layer| layer.auxiliary_losses(statistics));
+        Ok(losses.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+    }
+
+    /// Lets modules adjust their buffers, once for each optimizer step, by the statistics of all its passes.
+    ///
+    /// # Errors
+    /// When libtorch refuses.
+    pub fn rebalance(&self, statistics: &Statistics) -> Result<()> {
+        self.layers.iter().try_for_each(|layer| layer.rebalance(statistics))
     }
 
     /// A state without any token in it, not even meta tokens, batch 1.
@@ -202,13 +249,13 @@ impl Model {
         state: &ModelState,
         initial: &ModelState,
         span: &Span,
-        taps: Option<&Taps>,
+        observers: Observers<'_>,
     ) -> Result<(Tensor, ModelState)> {
         let (mut x, mut views) = (x.shallow_clone(), Views::new());
         let mut layers = Vec::with_capacity(self.layers.len());
         for (i, layer) in self.layers.iter().enumerate() {
             let (y, after) =
-                layer.forward(&x, &state.layers[i], &initial.layers[i], span, &mut views, taps)?;
+                layer.forward(&x, &state.layers[i], &initial.layers[i], span, &mut views, observers)?;
             x = y;
             layers.push(after);
         }

@@ -8,7 +8,7 @@
 use tch::Tensor;
 use torch_bridge::Result;
 
-use super::{Built, Call, Inputs, MixerOutput, Parts};
+use super::{AuxiliaryLoss, Built, Call, Inputs, MixerOutput, Parts, Statistics};
 use crate::{define_slot, plan::ModulePlan, registry::Finding, state::State};
 
 /// Declares the trait of a slot's components, the object-safe twin that the registry holds, and the module.
@@ -18,6 +18,10 @@ macro_rules! module_slot {
         $component:ident, $object:ident, $module:ident:
         $(#[$forward_doc:meta])*
         fn forward($($argument:ident: $type:ty),*) -> $output:ty;
+        $(
+            $(#[$also_doc:meta])*
+            fn $also:ident($($also_argument:ident: $also_type:ty),*) -> $also_output:ty { $default:expr }
+        )*
     ) => {
         $(#[$doc])*
         pub trait $component: Clone + std::fmt::Debug + Send + 'static {
@@ -32,6 +36,17 @@ macro_rules! module_slot {
             /// # Errors
             /// When libtorch refuses.
             fn forward(&self, parts: &Parts, $($argument: $type),*) -> Result<$output>;
+
+            $(
+                $(#[$also_doc])*
+                ///
+                /// # Errors
+                /// When libtorch refuses.
+                #[allow(unused_variables)] // a component that has none ignores them
+                fn $also(&self, parts: &Parts, $($also_argument: $also_type),*) -> Result<$also_output> {
+                    $default
+                }
+            )*
         }
 
         /// What the registry holds for this slot.
@@ -64,6 +79,14 @@ macro_rules! module_slot {
             /// When libtorch refuses.
             fn forward(&self, $($argument: $type),*) -> Result<$output>;
 
+            $(
+                $(#[$also_doc])*
+                ///
+                /// # Errors
+                /// When libtorch refuses.
+                fn $also(&self, $($also_argument: $also_type),*) -> Result<$also_output>;
+            )*
+
             /// The parts that its plan asked for.
             fn parts(&self) -> &Parts;
         }
@@ -72,6 +95,12 @@ macro_rules! module_slot {
             fn forward(&self, $($argument: $type),*) -> Result<$output> {
                 self.config.forward(&self.parts, $($argument),*)
             }
+
+            $(
+                fn $also(&self, $($also_argument: $also_type),*) -> Result<$also_output> {
+                    self.config.$also(&self.parts, $($also_argument),*)
+                }
+            )*
 
             fn parts(&self) -> &Parts {
                 &self.parts
@@ -94,6 +123,10 @@ module_slot!(
     ChannelMixer, ChannelMixerObject, ChannelMixerModule:
     /// `[batch, time, d_model]` to `[batch, time, d_model]`, each token by itself.
     fn forward(x: &Tensor, call: &Call<'_>) -> Tensor;
+    /// Losses that it adds to the task's, from what its passes recorded by [`Call::record`] under `parts.plan.name`.
+    fn auxiliary_losses(statistics: &Statistics) -> Vec<AuxiliaryLoss> { Ok(Vec::new()) }
+    /// Adjusts its buffers after an optimizer step, by what the passes of that step recorded.
+    fn rebalance(statistics: &Statistics) -> () { Ok(()) }
 );
 module_slot!(
     /// Normalises the last dimension: RMSNorm, LayerNorm, none.
@@ -114,15 +147,18 @@ module_slot!(
     fn forward(branches: &[Tensor], call: &Call<'_>) -> Tensor;
 );
 module_slot!(
-    /// Turns token ids into vectors. A parameter `weight [vocab_size, d_model]` is what a tied head shares.
+    /// Turns inputs into vectors: token ids, images, series. A parameter `weight [vocab_size, d_model]` is what a tied
+    /// head shares.
     Embedding, EmbeddingObject, EmbeddingModule:
-    /// Token ids `[batch, time]` to `[batch, time, d_model]`.
-    fn forward(ids: &Tensor) -> Tensor;
+    /// Inputs, `[batch, ...]` (token ids: `[batch, time]`), to `[batch, time, d_model]`.
+    fn forward(inputs: &Tensor) -> Tensor;
 );
 module_slot!(
-    /// Turns the last hidden vectors into outputs: logits, forecasts.
+    /// Turns the last hidden vectors into outputs: logits, classes, forecasts. One that uses the embedding's matrix
+    /// asks its plan by [`ModulePlan::tied`].
     Head, HeadObject, HeadModule:
-    /// Hidden vectors `[batch, time, d_model]` to outputs; `tied` is the embedding's matrix when the model ties them.
+    /// Hidden vectors `[batch, time, d_model]` to outputs; `tied` is the embedding's matrix if its
+    /// plan asked for it and the model ties them.
     fn forward(hidden: &Tensor, tied: Option<&Tensor>) -> Tensor;
 );
 

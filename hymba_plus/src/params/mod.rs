@@ -23,6 +23,9 @@ pub struct ParameterPlan {
     pub weight_decay: bool,
     /// Whether it stays in `Float` whatever the compute type (`A_log`, `D`, step-size biases).
     pub keep_float: bool,
+    /// Whether gradients and optimizers change it. One that is not trained is a buffer: saved like the others, changed
+    /// by its module alone.
+    pub trained: bool,
 }
 
 impl ParameterPlan {
@@ -32,7 +35,7 @@ impl ParameterPlan {
     }
 }
 
-/// A parameter and its tensor, a leaf that requires a gradient.
+/// A parameter and its tensor, a leaf that requires a gradient unless the plan says that it is not trained.
 #[derive(Debug)]
 pub struct Parameter {
     /// What the plan says of it.
@@ -64,7 +67,8 @@ impl Parameters {
         for parameter in plan {
             let kind = if parameter.keep_float && kind != Kind::Double { Kind::Float } else { kind };
             let values = parameter.init.draw(&parameter.shape, seed_of(seed, &parameter.name))?;
-            let tensor = values.f_to_device(device)?.f_to_kind(kind)?.f_set_requires_grad(true)?;
+            let tensor =
+                values.f_to_device(device)?.f_to_kind(kind)?.f_set_requires_grad(parameter.trained)?;
             by_name.insert(parameter.name.clone(), list.len());
             list.push(Parameter { plan: parameter.clone(), tensor });
         }
@@ -74,6 +78,11 @@ impl Parameters {
     /// Every parameter, in the plan's order.
     pub fn iter(&self) -> std::slice::Iter<'_, Parameter> {
         self.list.iter()
+    }
+
+    /// The parameters that gradients and optimizers change, in the plan's order.
+    pub fn trained(&self) -> impl Iterator<Item = &Parameter> {
+        self.list.iter().filter(|parameter| parameter.plan.trained)
     }
 
     /// How many tensors there are.

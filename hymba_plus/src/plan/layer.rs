@@ -33,6 +33,7 @@ impl MatrixPlan {
             init,
             weight_decay,
             keep_float: false,
+            trained: true,
         };
         let mut all = vec![named("weight", vec![self.rows, self.columns], Init::Normal { std }, true)];
         if self.bias {
@@ -214,6 +215,11 @@ impl Planner<'_> {
         let (columns, bias) = (self.context.d_model, config.in_bias);
         let slices =
             mixers.iter().flat_map(|mixer| mixer.module.inputs.iter().map(|slice| (&mixer.name, slice)));
+        let slices: Vec<_> = slices.filter(|(_, slice)| !slice.raw).collect();
+        if slices.is_empty() {
+            return Vec::new();
+        }
+        let slices = slices.into_iter();
         match config.in_projection {
             InProjection::Fused => {
                 let rows = slices.map(|(_, slice)| slice.rows).sum();

@@ -1,12 +1,14 @@
 //! The plan of a whole model, and the rules between its layers.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 use super::{Growth, KvRole, LayerPlan, ModuleContext, ModulePlan, StateKind, StatePlan, registry_finding};
 use crate::{
     model::{
         config::ModelConfig,
-        slot::{embedding, head, norm},
+        slot::{EmbeddingObject, HeadObject, NormObject, embedding, head, norm},
     },
     params::{Init, ParameterPlan},
     registry::{Component, Finding, Section, Slot},
@@ -27,15 +29,15 @@ pub struct EndPlan<S: Slot> {
 pub struct ModelPlan {
     /// Width of the residual stream.
     pub d_model: i64,
-    /// Size of the vocabulary.
-    pub vocab_size: i64,
+    /// Size of the vocabulary; none for a model without tokens.
+    pub vocab_size: Option<i64>,
     /// Meta tokens in front of every document.
     pub meta_tokens: i64,
     /// Longest document the model is meant for.
     pub max_positions: Option<i64>,
     /// Whether the head uses the embedding's matrix.
     pub tie_embeddings: bool,
-    /// Token embedding.
+    /// What turns inputs into vectors.
     pub embedding: EndPlan<embedding>,
     /// The layers.
     pub layers: Vec<LayerPlan>,
@@ -43,6 +45,8 @@ pub struct ModelPlan {
     pub final_norm: EndPlan<norm>,
     /// The head.
     pub head: EndPlan<head>,
+    /// Further heads on the same trunk, by name.
+    pub heads: BTreeMap<String, EndPlan<head>>,
     /// Every parameter, in the order in which checkpoints list them.
     pub parameters: Vec<ParameterPlan>,
 }
@@ -75,14 +79,6 @@ impl ModelPlan {
     /// Every rule that the model breaks, with the path of the key to blame.
     pub fn resolve(config: &ModelConfig, vocab_size: Option<i64>) -> Result<Self, Vec<Finding>> {
         let mut findings = Vec::new();
-        let Some(vocab_size) = config.vocab_size.or(vocab_size) else {
-            return Err(vec![at_model(
-                "vocab_size",
-                "the size of the vocabulary is not known".into(),
-                "`vocab_size` is given, or a `tokenizer` that knows it",
-                "add `model.vocab_size` or a `tokenizer` section",
-            )]);
-        };
         let pattern_path = "model.block_pattern";
         let expansion = match config.block_pattern.make() {
             Ok(pattern) => pattern.expand(config.n_layers, pattern_path),
@@ -99,6 +95,8 @@ impl ModelPlan {
             meta_tokens: config.meta_tokens,
             initializer_range: config.initializer_range,
             max_positions: config.max_positions,
+            vocab_size: config.vocab_size.or(vocab_size),
+            tie_embeddings: config.tie_embeddings,
             kv: KvRole::Own,
         };
         if expansion.layers.len() > config.n_layers {
@@ -133,24 +131,21 @@ impl ModelPlan {
                 "name a mixer in `mixers` or `channel_mixer`",
             ));
         }
-        let embedding = end("embedding", &config.embedding, &context, &mut findings, |spec, plan| {
-            plan.input("vocabulary", vocab_size);
-            spec.plan(plan)
-        });
-        let final_norm = end(
-            "final_norm",
-            &config.norm,
-            &context,
-            &mut findings,
-            super::super::model::slot::NormObject::plan,
-        );
-        let head = end("head", &config.head, &context, &mut findings, |spec, plan| {
-            plan.input("vocabulary", vocab_size);
-            if config.tie_embeddings {
-                plan.input("tied", vocab_size);
-            }
-            spec.plan(plan)
-        });
+        let mut ends = Ends { context: &context, findings: &mut findings };
+        let embedding = ends.plan("embedding", "embedding", &config.embedding, EmbeddingObject::plan);
+        let final_norm = ends.plan("final_norm", "norm", &config.norm, NormObject::plan);
+        let head = ends.plan("head", "head", &config.head, HeadObject::plan);
+        let heads: BTreeMap<_, _> = config
+            .heads
+            .iter()
+            .map(|(name, component)| {
+                let full = format!("heads.{name}");
+                (name.clone(), ends.plan(&full, &full, component, HeadObject::plan))
+            })
+            .collect();
+        for end in std::iter::once(&head).chain(heads.values()) {
+            ends.check_tied(&embedding.module, &end.module);
+        }
         // Layers made from one template fail alike: say it once.
         let mut seen = Vec::<Finding>::new();
         for finding in findings {
@@ -169,15 +164,17 @@ impl ModelPlan {
                 init: Init::Normal { std: config.meta_init_std },
                 weight_decay: false,
                 keep_float: false,
+                trained: true,
             });
         }
         parameters.extend(embedding.module.all_parameters());
         parameters.extend(layers.iter().flat_map(|layer| layer.parameters(config.initializer_range)));
         parameters.extend(final_norm.module.all_parameters());
         parameters.extend(head.module.all_parameters());
+        parameters.extend(heads.values().flat_map(|head| head.module.all_parameters()));
         Ok(Self {
             d_model: config.d_model,
-            vocab_size,
+            vocab_size: context.vocab_size,
             meta_tokens: config.meta_tokens,
             max_positions: config.max_positions,
             tie_embeddings: config.tie_embeddings,
@@ -185,6 +182,7 @@ impl ModelPlan {
             layers,
             final_norm,
             head,
+            heads,
             parameters,
         })
     }
@@ -195,6 +193,11 @@ impl ModelPlan {
         let inner = modules
             .flat_map(|module| module.children.values().filter_map(|child| child.plan.longest_document));
         inner.chain(self.max_positions).min()
+    }
+
+    /// The head and the further heads.
+    pub fn all_heads(&self) -> impl Iterator<Item = &EndPlan<head>> {
+        std::iter::once(&self.head).chain(self.heads.values())
     }
 
     /// Elements of all parameters.
@@ -218,7 +221,7 @@ impl ModelPlan {
             self.layers.iter().map(|layer| layer.flops_per_token(self.meta_tokens, tokens)).sum();
         let ends = self.embedding.module.flops.per_token
             + self.final_norm.module.flops.per_token
-            + self.head.module.flops.per_token;
+            + self.all_heads().map(|head| head.module.flops.per_token).sum::<f64>();
         let bytes = |tokens: i64, keep: &dyn Fn(Growth) -> bool| -> u64 {
             let states = self.states().filter(|(_, _, state)| keep(state.growth));
             states
@@ -230,7 +233,8 @@ impl ModelPlan {
         let all = bytes(tokens, &|_| true);
         let saved: i64 =
             self.layers.iter().flat_map(LayerPlan::modules).map(|module| module.saved_per_token).sum();
-        let saved = saved + self.layers.len() as i64 * 4 * self.d_model + 2 * self.vocab_size;
+        let outputs: i64 = self.all_heads().map(|head| head.module.output_width).sum();
+        let saved = saved + self.layers.len() as i64 * 4 * self.d_model + 2 * outputs;
         let parameters = self.parameter_count();
         Totals {
             tokens,
@@ -254,22 +258,55 @@ pub(crate) fn state_width(kind: StateKind) -> i64 {
     }
 }
 
-fn end<S: Slot>(
-    name: &str,
-    component: &Component<S>,
-    context: &ModuleContext,
-    findings: &mut Vec<Finding>,
-    plan: impl FnOnce(&S::Object, &mut ModulePlan) -> Result<(), Finding>,
-) -> EndPlan<S> {
-    let key = if name == "final_norm" { "norm" } else { name };
-    let mut module =
-        ModulePlan::new(context.clone(), name, &format!("{}.{key}", ModelConfig::KEY), context.d_model);
-    match component.make() {
-        Ok(spec) => module.run(|module| plan(&spec, module)),
-        Err(error) => findings.push(registry_finding(&module.path, &error)),
+/// Plans the modules at the two ends of the model.
+struct Ends<'a> {
+    context: &'a ModuleContext,
+    findings: &'a mut Vec<Finding>,
+}
+
+impl Ends<'_> {
+    /// Plans a module under `name`, configured at `model.KEY`.
+    fn plan<S: Slot>(
+        &mut self,
+        name: &str,
+        key: &str,
+        component: &Component<S>,
+        plan: impl FnOnce(&S::Object, &mut ModulePlan) -> Result<(), Finding>,
+    ) -> EndPlan<S> {
+        let path = format!("{}.{key}", ModelConfig::KEY);
+        let mut module = ModulePlan::new(self.context.clone(), name, &path, self.context.d_model);
+        match component.make() {
+            Ok(spec) => module.run(|module| plan(&spec, module)),
+            Err(error) => self.findings.push(registry_finding(&module.path, &error)),
+        }
+        self.findings.append(&mut module.take_findings());
+        EndPlan { component: component.clone(), module }
     }
-    findings.append(&mut module.take_findings());
-    EndPlan { component: component.clone(), module }
+
+    /// A tied head needs an embedding whose matrix has the head's shape.
+    fn check_tied(&mut self, embedding: &ModulePlan, head: &ModulePlan) {
+        let Some(rows) = head.tied_rows else { return };
+        let name = format!("{}.weight", embedding.name);
+        let matrix = embedding.parameters.iter().find(|parameter| parameter.name == name);
+        if matrix.is_some_and(|matrix| matrix.shape == [rows, self.context.d_model]) {
+            return;
+        }
+        let message = match matrix {
+            Some(matrix) => format!(
+                "`{}` would use the embedding's matrix {:?} as its own {:?}",
+                head.path,
+                matrix.shape,
+                [rows, self.context.d_model]
+            ),
+            None => format!("`{}` would use the embedding's matrix, and the embedding has none", head.path),
+        };
+        self.findings.push(at_model(
+            "tie_embeddings",
+            message,
+            "a tied head has the shape of the embedding's matrix",
+            "set `model.tie_embeddings: false`",
+        ));
+    }
 }
 
 fn at_model(key: &str, message: String, rule: &str, help: &str) -> Finding {

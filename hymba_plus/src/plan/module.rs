@@ -5,9 +5,12 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::{
-    model::slot::{norm, position},
+    model::{
+        ModelConfig,
+        slot::{norm, position},
+    },
     params::{Init, ParameterPlan},
-    registry::{Component, Finding, RegistryError, Slot},
+    registry::{Component, Finding, RegistryError, Section, Slot},
 };
 
 /// A slice of the layer's in-projection: rows of one matrix, or a matrix of its own.
@@ -17,6 +20,8 @@ pub struct InputSlice {
     pub name: String,
     /// Width.
     pub rows: i64,
+    /// Whether it is the layer's normed input as it is, outside the projection.
+    pub raw: bool,
 }
 
 /// The type of a state tensor.
@@ -140,6 +145,10 @@ pub struct ModuleContext {
     pub initializer_range: f64,
     /// Longest document the model is meant for, meta tokens not counted; none when it is not stated.
     pub max_positions: Option<i64>,
+    /// Size of the vocabulary; none for a model without tokens. See [`ModulePlan::vocabulary`].
+    pub vocab_size: Option<i64>,
+    /// Whether heads use the embedding's matrix. See [`ModulePlan::tied`].
+    pub tie_embeddings: bool,
     /// The layer's part in sharing keys and values.
     pub kv: KvRole,
 }
@@ -183,6 +192,8 @@ pub struct ModulePlan {
     pub saved_per_token: i64,
     /// Keys and values it can share.
     pub kv_shape: Option<KvShape>,
+    /// Rows of the embedding's matrix that a tied head uses; none when it uses no such matrix.
+    pub tied_rows: Option<i64>,
     /// Longest document it is made for, meta tokens not counted; none when any will do.
     pub longest_document: Option<i64>,
     /// Laws of sequence states that it cannot keep, with the reason; the conformance suite prints them.
@@ -208,6 +219,7 @@ impl ModulePlan {
             flops: Flops::default(),
             saved_per_token: 0,
             kv_shape: None,
+            tied_rows: None,
             longest_document: None,
             exemptions: Vec::new(),
             children: BTreeMap::new(),
@@ -217,8 +229,34 @@ impl ModulePlan {
 
     /// Asks for a slice of the layer's in-projection.
     pub fn input(&mut self, name: &str, rows: i64) {
-        self.inputs.push(InputSlice { name: name.to_owned(), rows });
+        self.inputs.push(InputSlice { name: name.to_owned(), rows, raw: false });
         self.saved_per_token += rows;
+    }
+
+    /// Asks for the layer's normed input itself, `d_model` wide: for a mixer that owns its inner maps.
+    pub fn raw_input(&mut self, name: &str) {
+        self.inputs.push(InputSlice { name: name.to_owned(), rows: self.context.d_model, raw: true });
+    }
+
+    /// Size of the vocabulary.
+    ///
+    /// # Errors
+    /// A finding when neither the model nor a tokenizer names it.
+    pub fn vocabulary(&self) -> Result<i64, Finding> {
+        self.context.vocab_size.ok_or_else(|| Finding {
+            path: format!("{}.vocab_size", ModelConfig::KEY),
+            message: "the size of the vocabulary is not known".to_owned(),
+            rule: "`vocab_size` is given, or a `tokenizer` that knows it".to_owned(),
+            help: Some("add `model.vocab_size` or a `tokenizer` section".to_owned()),
+        })
+    }
+
+    /// For a head: whether it uses the embedding's matrix `[rows, d_model]` instead of one of its own.
+    pub fn tied(&mut self, rows: i64) -> bool {
+        if self.context.tie_embeddings {
+            self.tied_rows = Some(rows);
+        }
+        self.context.tie_embeddings
     }
 
     /// Declares the width of the output.
@@ -230,7 +268,14 @@ impl ModulePlan {
     /// Declares a parameter with weight decay, in the model's type; the result can be changed in place.
     pub fn parameter(&mut self, name: &str, shape: &[i64], init: Init) -> ParameterHandle<'_> {
         let name = format!("{}.{name}", self.name);
-        let plan = ParameterPlan { name, shape: shape.to_vec(), init, weight_decay: true, keep_float: false };
+        let plan = ParameterPlan {
+            name,
+            shape: shape.to_vec(),
+            init,
+            weight_decay: true,
+            keep_float: false,
+            trained: true,
+        };
         self.parameters.push(plan);
         ParameterHandle { plan: self.parameters.last_mut().unwrap_or_else(|| unreachable!("just pushed")) }
     }
@@ -379,5 +424,12 @@ impl ParameterHandle<'_> {
     pub fn keep_float(self) -> Self {
         self.plan.keep_float = true;
         self
+    }
+
+    /// It is a buffer: saved like every parameter, changed by its module alone, never by a gradient or an optimizer.
+    #[allow(clippy::return_self_not_must_use)]
+    pub fn not_trained(self) -> Self {
+        self.plan.trained = false;
+        self.without_weight_decay()
     }
 }

@@ -25,13 +25,16 @@ impl ModelPlan {
     fn render_matrices(&self, text: &mut String) {
         let ends: u64 = self.parameter_count()
             - self.layers.iter().flat_map(|layer| layer.parameters(0.0)).map(|p| p.count()).sum::<u64>();
-        let tied = if self.tie_embeddings { "tied" } else { "not tied" };
+        let tied = if self.head.module.tied_rows.is_some() { "tied" } else { "not tied" };
+        let size = self.vocab_size.map_or_else(String::new, |size| format!("{size} x "));
+        let heads: String =
+            self.heads.iter().map(|(name, head)| format!(", {name}: {}", head.component.kind)).collect();
         let _ = writeln!(
             text,
-            "\nembedding {} x {} ({}, head {tied}), meta tokens {}, final {}: {} parameters",
-            self.vocab_size,
+            "\nembedding {size}{} ({}), head {} ({tied}){heads}, meta tokens {}, final {}: {} parameters",
             self.d_model,
             self.embedding.component.kind,
+            self.head.component.kind,
             self.meta_tokens,
             self.final_norm.component.kind,
             grouped(ends)

@@ -59,7 +59,7 @@ impl OptimizerSpec for AdamW {
     fn build(&self, parameters: &Parameters) -> Result<Box<dyn Optimizer>, OptimizerError> {
         self.check()?;
         let mut groups: Vec<Group> = Vec::new();
-        for parameter in parameters {
+        for parameter in parameters.trained() {
             let tensor = parameter.tensor.shallow_clone();
             let key =
                 Key { decay: parameter.plan.weight_decay, device: tensor.device(), kind: tensor.kind() };
@@ -173,6 +173,7 @@ mod tests {
             init: Init::Normal { std: 1.0 },
             weight_decay,
             keep_float: false,
+            trained: true,
         }
     }
 

@@ -57,13 +57,13 @@ pub trait Optimizer {
     }
 }
 
-/// The gradients of all parameters in their order; zeros where nothing flowed.
+/// The gradients of all trained parameters in their order; zeros where nothing flowed.
 ///
 /// # Errors
 /// When libtorch fails (out of memory).
 pub fn gradients(parameters: &Parameters) -> Result<Vec<Tensor>, tch::TchError> {
     parameters
-        .iter()
+        .trained()
         .map(|parameter| {
             let gradient = parameter.tensor.f_grad()?;
             if gradient.defined() { Ok(gradient) } else { parameter.tensor.f_zeros_like()?.f_detach() }
@@ -77,7 +77,7 @@ pub fn gradients(parameters: &Parameters) -> Result<Vec<Tensor>, tch::TchError> 
 /// When libtorch fails.
 pub fn zero_gradients(parameters: &Parameters) -> Result<(), torch_bridge::Error> {
     let gradients: Vec<Tensor> = parameters
-        .iter()
+        .trained()
         .map(|parameter| parameter.tensor.f_grad())
         .filter(|gradient| gradient.as_ref().map_or(true, Tensor::defined))
         .collect::<Result<_, _>>()?;
@@ -87,7 +87,7 @@ pub fn zero_gradients(parameters: &Parameters) -> Result<(), torch_bridge::Error
 /// Names of parameters that no gradient has reached yet.
 pub fn without_gradient(parameters: &Parameters) -> Vec<String> {
     parameters
-        .iter()
+        .trained()
         .filter(|parameter| !parameter.tensor.grad().defined())
         .map(|parameter| parameter.plan.name.clone())
         .collect()

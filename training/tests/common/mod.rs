@@ -46,6 +46,7 @@ impl Bigram {
             init: Init::Normal { std: 0.1 },
             weight_decay,
             keep_float: false,
+            trained: true,
         };
         let plan = [
             plan("embedding.weight", &[VOCAB, 16], true),
