@@ -59,6 +59,16 @@ Examples:
   hymba components norm
   hymba components sequence_mixer --json")]
     Components(Components),
+    /// Prove that sequence mixers keep the laws of states: splits, batches, padding, packing, gradients, ...
+    #[command(after_help = "\
+Exit code 0: every law holds or is declared exempt; 1: a law is broken.
+
+Examples:
+  hymba conformance --list
+  hymba conformance attention
+  hymba conformance attention --config '{ n_heads: 4, window: 7, position: rope }'
+  hymba conformance --all --json | jq '.reports[].laws[] | select(.outcome == \"broken\")'")]
+    Conformance(Conformance),
     /// Show a recipe as it resolves, or where a value comes from
     Config(Config),
     /// Print the JSON Schema of recipes, for editors
@@ -165,6 +175,27 @@ pub struct Components {
     /// Only the components of this slot, with every field
     pub slot: Option<String>,
     /// Print the list as JSON, schemas included
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `hymba conformance`.
+#[derive(Debug, Args)]
+#[command(arg_required_else_help = true)]
+pub struct Conformance {
+    /// Kind of a sequence mixer
+    #[arg(conflicts_with_all = ["all", "list"])]
+    pub kind: Option<String>,
+    /// Prove every registered case of this binary
+    #[arg(long, conflicts_with = "list")]
+    pub all: bool,
+    /// List the registered cases and the laws
+    #[arg(long)]
+    pub list: bool,
+    /// Prove this configuration (YAML) instead of the registered ones
+    #[arg(long, value_name = "YAML", requires = "kind")]
+    pub config: Option<String>,
+    /// Print the reports as JSON
     #[arg(long)]
     pub json: bool,
 }

@@ -50,6 +50,13 @@ pub enum QkNorm {
 
 register!(sequence_mixer "attention" => Attention);
 
+conformance!(sequence_mixer "attention": { n_heads: 4, position: rope });
+conformance!(sequence_mixer "attention": { n_heads: 4, n_kv_heads: 2, window: 5, position: rope });
+conformance!(sequence_mixer "attention": { n_heads: 2, n_kv_heads: 1, head_dim: 6, v_head_dim: 4, window: 1, position: none, qk_norm: rms });
+conformance!(sequence_mixer "attention": { n_heads: 4, n_kv_heads: 2, window: 7, position: rope, qk_norm: per_head },
+    consumer: { n_heads: 4, n_kv_heads: 2, window: 3, position: rope, qk_norm: per_head });
+conformance!(sequence_mixer "attention": { n_heads: 4, position: { kind: rope_dynamic_ntk, original_max_positions: 8 } });
+
 /// The widths that a configuration comes to.
 #[derive(Debug, Clone, Copy)]
 struct Heads {

@@ -10,3 +10,6 @@ mod mlp;
 mod none;
 mod norm;
 mod rope;
+
+#[cfg(test)]
+hymba_plus::conformance_test!();

@@ -56,6 +56,10 @@ pub enum DtInit {
 
 register!(sequence_mixer "mamba" | "mamba1" => Mamba);
 
+conformance!(sequence_mixer "mamba": {});
+conformance!(sequence_mixer "mamba": { d_inner: 10, d_state: 3, d_conv: 3, inner_norm: rms_norm, dt_init: normal });
+conformance!(sequence_mixer "mamba": { expand: 1.0, d_state: 5, d_conv: 1, conv_bias: false, dt_rank: 3 });
+
 impl Mamba {
     fn inner(&self, d_model: i64) -> i64 {
         self.d_inner.unwrap_or((self.expand * d_model as f64).round() as i64)

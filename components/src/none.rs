@@ -35,6 +35,8 @@ register!(position "none" => NoPosition);
 register!(fusion "none" => NoFusion);
 register!(head "none" => NoHead);
 
+conformance!(sequence_mixer "none": {});
+
 impl SequenceMixer for NoMixer {
     fn plan(&self, plan: &mut ModulePlan) -> Result<(), Finding> {
         plan.input("x", plan.input_width);

@@ -301,11 +301,18 @@ fn plan_rotary(rope: &dyn Frequencies, plan: &mut ModulePlan) -> Result<(), Find
         plan.refuse(plan.finding("max_positions", message, rule));
     }
     if rope.depends_on_length() {
-        plan.exemptions.push(
-            "splits and batches beyond `original_max_positions`: the longest row of a call sets the frequencies of all \
-             its rows, and cached keys keep those of their call"
-                .to_owned(),
-        );
+        let reason = "beyond `original_max_positions` the longest row of a call sets the frequencies of all its rows, \
+                      and cached keys keep those of their call";
+        for law in [
+            Law::SplitInvariance,
+            Law::BatchInvariance,
+            Law::Padding,
+            Law::PackedDocuments,
+            Law::MetaPrefix,
+            Law::StateSelection,
+        ] {
+            plan.exempt(law, reason);
+        }
     }
     Ok(())
 }

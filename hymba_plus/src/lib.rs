@@ -7,6 +7,7 @@
 extern crate self as hymba_plus;
 
 pub mod config;
+pub mod conformance;
 pub mod generate;
 pub mod model;
 pub mod params;
@@ -25,10 +26,10 @@ pub mod prelude {
     pub use torch_bridge::{Error, Result};
 
     pub use crate::{
-        component_config,
+        component_config, conformance,
         model::{AuxiliaryLoss, Call, Inputs, MixerOutput, Parts, Statistics, slot::*},
         params::Init,
-        plan::{Growth, KvRole, KvShape, ModulePlan, StateKind},
+        plan::{Growth, KvRole, KvShape, Law, ModulePlan, StateKind},
         register,
         registry::{Component, Finding},
         state::{Phase, Span, State, expand_batch},

@@ -2,6 +2,7 @@
 
 mod components;
 mod config;
+mod conformance;
 mod doctor;
 mod generate;
 mod plan;
@@ -28,6 +29,7 @@ pub fn dispatch(command: Command) -> Outcome {
         Command::Validate(arguments) => validate::run(&arguments),
         Command::Plan(arguments) => plan::run(&arguments),
         Command::Components(arguments) => components::run(&arguments),
+        Command::Conformance(arguments) => conformance::run(&arguments),
         Command::Config(arguments) => config::run(&arguments.command),
         Command::Schema => {
             output::line(&serde_json::to_string_pretty(&hymba_plus::config::json_schema())?);

@@ -20,6 +20,8 @@ pub struct DecayAttention {
 
 register!(sequence_mixer "decay_attention" => DecayAttention);
 
+conformance!(sequence_mixer "decay_attention": { n_heads: 2, head_dim: 3 });
+
 impl SequenceMixer for DecayAttention {
     fn plan(&self, plan: &mut ModulePlan) -> Result<(), Finding> {
         let d_model = plan.context.d_model;
@@ -105,3 +107,6 @@ fn last_token(x: &Tensor, span: &Span) -> Result<Tensor> {
     let x = x.f_expand([span.batch, -1, -1, -1], false)?;
     Ok(x.f_gather(2, &index.f_expand([span.batch, heads, 1, width], false)?, false)?)
 }
+
+#[cfg(test)]
+hymba_plus::conformance_test!();

@@ -17,8 +17,8 @@ use crate::{
 
 /// Hands modules the parameters that their plans named.
 #[derive(Debug)]
-pub(super) struct Builder<'a> {
-    pub(super) parameters: &'a Parameters,
+pub(crate) struct Builder<'a> {
+    pub(crate) parameters: &'a Parameters,
 }
 
 /// Builds a component into its module: `build_module!(component, &plan, builder)`.
@@ -40,7 +40,7 @@ impl Builder<'_> {
         found.ok_or_else(|| Error::other(format!("the plan lists no parameter `{name}`")))
     }
 
-    pub(super) fn parts(&self, plan: &ModulePlan) -> Result<Parts> {
+    pub(crate) fn parts(&self, plan: &ModulePlan) -> Result<Parts> {
         let prefix = format!("{}.", plan.name);
         let mut parameters = BTreeMap::new();
         for parameter in &plan.parameters {

@@ -1,6 +1,6 @@
 //! Models: what a plan is built into, and the one pass that training, prefill and decoding share.
 
-mod build;
+pub(crate) mod build;
 mod built;
 pub mod config;
 mod layer;
@@ -24,7 +24,7 @@ use self::{
 };
 use crate::{
     params::Parameters,
-    plan::{Growth, ModelPlan, StateKind},
+    plan::{MixerPlan, ModelPlan},
     state::{ModelState, Span, SpanInput, State},
 };
 
@@ -219,24 +219,8 @@ impl Model {
         let (device, compute) = (self.options.device, self.options.kind);
         let mut layers = Vec::with_capacity(self.plan.layers.len());
         for layer in &self.plan.layers {
-            let mut states = Vec::with_capacity(layer.mixers.len());
-            for mixer in &layer.mixers {
-                let mut state = State::empty();
-                for plan in &mixer.module.states {
-                    let mut shape = vec![1];
-                    shape.extend(&plan.shape);
-                    if let (Some(dimension), false) = (plan.growing, plan.growth == Growth::Fixed) {
-                        shape.insert(dimension, 0);
-                    }
-                    let kind = match plan.kind {
-                        StateKind::Int64 => Kind::Int64,
-                        StateKind::Float if compute != Kind::Double => Kind::Float,
-                        StateKind::Float | StateKind::Compute => compute,
-                    };
-                    state = state.with(&plan.name, Tensor::f_zeros(shape, (kind, device))?);
-                }
-                states.push(state);
-            }
+            let empty = |mixer: &MixerPlan| State::without_tokens(&mixer.module.states, device, compute);
+            let states = layer.mixers.iter().map(empty).collect::<Result<_>>()?;
             layers.push(states);
         }
         let next_position = Tensor::f_zeros([1], (Kind::Int64, device))?;

@@ -75,6 +75,12 @@ impl Parameters {
         Ok(Self { list, by_name })
     }
 
+    /// Parameters that exist already.
+    pub(crate) fn of(list: Vec<Parameter>) -> Self {
+        let by_name = list.iter().enumerate().map(|(index, p)| (p.plan.name.clone(), index)).collect();
+        Self { list, by_name }
+    }
+
     /// Every parameter, in the plan's order.
     pub fn iter(&self) -> std::slice::Iter<'_, Parameter> {
         self.list.iter()

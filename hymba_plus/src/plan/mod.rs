@@ -1,11 +1,13 @@
 //! The plan: what stands between a recipe's words and a model's tensors. Pure data, made without allocating.
 
+mod exemption;
 mod layer;
 mod model;
 mod module;
 mod render;
 mod summary;
 
+pub use exemption::{Exemption, Law};
 pub use layer::{LayerPlan, MatrixPlan, MixerPlan};
 pub use model::{EndPlan, ModelPlan, Totals};
 pub(crate) use module::registry_finding;

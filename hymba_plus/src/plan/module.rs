@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
+use tch::Kind;
 
+use super::{Exemption, Law};
 use crate::{
     model::{
         ModelConfig,
@@ -36,6 +38,17 @@ pub enum StateKind {
     Int64,
 }
 
+impl StateKind {
+    /// The tensor type under activations of type `compute`.
+    pub fn under(self, compute: Kind) -> Kind {
+        match self {
+            Self::Int64 => Kind::Int64,
+            Self::Float if compute != Kind::Double => Kind::Float,
+            Self::Float | Self::Compute => compute,
+        }
+    }
+}
+
 /// How a state tensor grows with the sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -66,6 +79,16 @@ pub struct StatePlan {
 }
 
 impl StatePlan {
+    /// The tensor's shape for so many sequences with so many entries along the growing dimension.
+    pub fn size(&self, batch: i64, entries: i64) -> Vec<i64> {
+        let mut size = vec![batch];
+        size.extend(&self.shape);
+        if let (Some(dimension), false) = (self.growing, self.growth == Growth::Fixed) {
+            size.insert(dimension, entries);
+        }
+        size
+    }
+
     /// Elements of one sequence after `text` tokens that follow `meta` meta tokens.
     pub fn elements(&self, meta: i64, text: i64) -> i64 {
         let entry: i64 = self.shape.iter().product();
@@ -196,8 +219,8 @@ pub struct ModulePlan {
     pub tied_rows: Option<i64>,
     /// Longest document it is made for, meta tokens not counted; none when any will do.
     pub longest_document: Option<i64>,
-    /// Laws of sequence states that it cannot keep, with the reason; the conformance suite prints them.
-    pub exemptions: Vec<String>,
+    /// Laws that it cannot keep; see [`exempt`](Self::exempt).
+    pub exemptions: Vec<Exemption>,
     /// Modules inside it.
     pub children: BTreeMap<String, ChildPlan>,
     #[serde(skip)]
@@ -310,6 +333,22 @@ impl ModulePlan {
     /// Adds forward operations per token.
     pub fn flops_per_token(&mut self, flops: i64) {
         self.flops.per_token += flops as f64;
+    }
+
+    /// Declares that it cannot keep a law; `hymba plan` and the conformance suite print it with its reason.
+    pub fn exempt(&mut self, law: Law, reason: &str) {
+        self.exemptions.push(Exemption { law, within: None, reason: reason.to_owned() });
+    }
+
+    /// Declares that it keeps a law within a relative error only, which the conformance suite checks and prints.
+    pub fn exempt_within(&mut self, law: Law, error: f64, reason: &str) {
+        self.exemptions.push(Exemption { law, within: Some(error), reason: reason.to_owned() });
+    }
+
+    /// Its own exemptions and those of the modules inside it.
+    pub fn all_exemptions(&self) -> Vec<Exemption> {
+        let own = self.exemptions.iter().cloned();
+        own.chain(self.children.values().flat_map(|child| child.plan.all_exemptions())).collect()
     }
 
     /// Adds a norm over `width` channels under `name`.

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{KvRole, LayerPlan, LayerSummary, ModelPlan};
+use super::{Exemption, KvRole, LayerPlan, LayerSummary, ModelPlan, ModulePlan};
 
 impl ModelPlan {
     /// The plan as text: a row for each run of equal layers, then totals at `tokens` tokens per document.
@@ -76,20 +76,21 @@ impl ModelPlan {
         for (name, value) in rows {
             let _ = writeln!(text, "{name:<20} {value}");
         }
-        for exemption in self.exemptions() {
-            let _ = writeln!(text, "exempt               {exemption}");
+        // Laws that are broken for one reason stand on one line.
+        for same in self.exemptions().chunk_by(|a, b| (&a.reason, a.within) == (&b.reason, b.within)) {
+            let laws: Vec<_> = same.iter().map(|exemption| exemption.law.name()).collect();
+            let within = same[0].within.map_or_else(String::new, |e| format!(" within relative error {e:e}"));
+            let _ = writeln!(text, "{:<20} {}{within}: {}", "exempt", laws.join(", "), same[0].reason);
         }
     }
 
-    /// Laws of sequence states that some module declares it cannot keep.
-    pub fn exemptions(&self) -> Vec<String> {
+    /// Laws that some module declares it cannot keep, each once.
+    pub fn exemptions(&self) -> Vec<Exemption> {
         let mut all = Vec::new();
-        for module in self.layers.iter().flat_map(LayerPlan::modules) {
-            let inner = module.children.values().flat_map(|child| &child.plan.exemptions);
-            for exemption in module.exemptions.iter().chain(inner) {
-                if !all.contains(exemption) {
-                    all.push(exemption.clone());
-                }
+        let modules = self.layers.iter().flat_map(LayerPlan::modules);
+        for exemption in modules.flat_map(ModulePlan::all_exemptions) {
+            if !all.contains(&exemption) {
+                all.push(exemption);
             }
         }
         all

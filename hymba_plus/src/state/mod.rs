@@ -7,8 +7,10 @@ mod span;
 
 use std::collections::BTreeMap;
 
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 use torch_bridge::Result;
+
+use crate::plan::StatePlan;
 
 pub use span::{Phase, Span, SpanInput};
 
@@ -23,6 +25,18 @@ impl State {
     /// A state without tensors: what a mixer without memory carries.
     pub fn empty() -> Self {
         Self::default()
+    }
+
+    /// The planned tensors before any token, not even meta tokens: batch 1, zeros, growing dimensions empty.
+    ///
+    /// # Errors
+    /// When libtorch refuses.
+    pub fn without_tokens(plans: &[StatePlan], device: Device, compute: Kind) -> Result<Self> {
+        let tensor = |plan: &StatePlan| {
+            let options = (plan.kind.under(compute), device);
+            Ok((plan.name.clone(), Tensor::f_zeros(plan.size(1, 0), options)?))
+        };
+        Ok(Self { tensors: plans.iter().map(tensor).collect::<Result<_>>()? })
     }
 
     /// The tensor of that name.
