@@ -341,55 +341,6 @@ fn rotate(rope: &dyn Frequencies, x: &Tensor, positions: &Tensor) -> Result<Tens
 mod tests {
     use super::*;
 
-    fn close(got: &[f64], expected: &[f64]) {
-        assert_eq!(got.len(), expected.len());
-        for (got, expected) in got.iter().zip(expected) {
-            assert!((got - expected).abs() <= 1e-6 * expected, "{got} is not {expected}");
-        }
-    }
-
-    /// Frequencies of transformers 5.23.0 for heads of 16 channels, theta 10,000, factor 4, 2,048 positions trained.
-    #[test]
-    fn frequencies_equal_those_of_transformers() {
-        let linear = RopeLinear { theta: 1e4, factor: 4.0 };
-        let expected =
-            [0.25, 0.079_056_941, 0.025, 0.007_905_694_7, 0.0025, 0.000_790_569_47, 0.000_25, 7.905_694_7e-5];
-        close(&linear.frequencies(16, 0), &expected);
-        let dynamic = RopeDynamicNtk { theta: 1e4, factor: 4.0, original_max_positions: 2048 };
-        let expected = [
-            1.0,
-            0.219_212_472,
-            0.048_054_102_8,
-            0.010_534_058_3,
-            0.002_309_196_86,
-            0.000_506_204_728,
-            0.000_110_966_386,
-            2.432_521_25e-5,
-        ];
-        close(&dynamic.frequencies(16, 8192), &expected);
-        close(&dynamic.frequencies(16, 100), &geometric(1e4, 16));
-        let yarn = RopeYarn {
-            theta: 1e4,
-            factor: 4.0,
-            original_max_positions: 2048,
-            beta_fast: 32.0,
-            beta_slow: 1.0,
-            attention_factor: None,
-        };
-        let expected = [
-            1.0,
-            0.316_227_764,
-            0.1,
-            0.025_693_506,
-            0.006_249_999_63,
-            0.001_383_496_56,
-            0.000_25,
-            7.905_694_7e-5,
-        ];
-        close(&yarn.frequencies(16, 0), &expected);
-        assert!((yarn.attention_factor() - 1.138_629_436).abs() < 1e-9);
-    }
-
     /// The released Hymba's base: 10,000 * 7^(64 / 62).
     #[test]
     fn ntk_is_the_released_base() {
