@@ -3,6 +3,7 @@
 
 pub mod attention;
 pub mod causal_conv1d;
+pub mod mlstm;
 mod operands;
 mod parallel;
 mod second;
