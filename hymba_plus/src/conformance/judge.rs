@@ -234,7 +234,7 @@ fn distance(got: &Tensor, expected: &Tensor, scale: Option<f64>) -> Result<(f64,
     let difference = (&a - &b).f_abs()?;
     // `argmax` finds what is not a number first.
     let mut at = difference.f_argmax(None, false)?.f_int64_value(&[])?;
-    let largest = difference.f_view(-1)?.f_double_value(&[at])?;
+    let largest = difference.f_reshape(-1)?.f_double_value(&[at])?;
     let mut place = Vec::new();
     for size in got.size().iter().rev() {
         place.insert(0, at % size);
