@@ -69,8 +69,8 @@ impl Memory {
     fn state(&self, like: &MlstmState) -> Result<MlstmState> {
         let d_v = self.c_n.size()[3] - 1;
         Ok(MlstmState {
-            c: self.c_n.f_narrow(3, 0, d_v)?.f_to_kind(like.c.kind())?,
-            n: self.c_n.f_select(3, d_v)?.f_to_kind(like.n.kind())?,
+            c: self.c_n.f_narrow(3, 0, d_v)?.f_contiguous()?.f_to_kind(like.c.kind())?,
+            n: self.c_n.f_select(3, d_v)?.f_contiguous()?.f_to_kind(like.n.kind())?,
             m: self.m.f_to_kind(like.m.kind())?,
         })
     }
@@ -210,7 +210,7 @@ fn round(
     let scores = q.f_matmul(&k.f_transpose(3, 4)?)? * &weights.inside;
     let mut read = scores.f_matmul(&v)? + (&q * weights.before.f_unsqueeze(-1)?).f_matmul(&before)?;
     if let (Some(weight), Some((reset, _))) = (&weights.reset, reset) {
-        read = read + (&q * weight.f_unsqueeze(-1)?).f_matmul(&reset.c_n.f_unsqueeze(2)?)?;
+        read += (&q * weight.f_unsqueeze(-1)?).f_matmul(&reset.c_n.f_unsqueeze(2)?)?;
     }
     let d_v = v.size()[4] - 1;
     let m = weights.m.f_detach()?;
