@@ -7,6 +7,7 @@ mod fusion;
 mod head;
 mod mamba;
 mod mlp;
+mod mlstm;
 mod none;
 mod norm;
 mod rope;

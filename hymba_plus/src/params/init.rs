@@ -25,6 +25,17 @@ pub enum Init {
     },
     /// `ln(1), ln(2), ..., ln(n)` along the last dimension: Mamba's `A_log` (S4D-real; Gu & Dao 2023, section 3.6).
     LogArange,
+    /// From `start` to `end` along the last dimension of `n` values: value `i` is
+    /// `start + (end - start) (i / (n - 1))^exponent`. Forget biases of xLSTM (Beck et al. 2024), whose units or heads
+    /// are to forget at different rates.
+    Ramp {
+        /// First value.
+        start: f64,
+        /// Last value.
+        end: f64,
+        /// 1 for equal steps.
+        exponent: f64,
+    },
     /// The inverse softplus of a step size drawn log-uniformly from `[min, max]`, never below `floor`: Mamba's
     /// bias of `dt_proj` (Gu & Dao 2023, section 3.6).
     InverseSoftplusLogUniform {
@@ -68,6 +79,12 @@ impl Init {
                     .f_log()?
                     .f_expand(shape, false)?
                     .f_contiguous()?
+            }
+            Self::Ramp { start, end, exponent } => {
+                let last = shape.last().copied().unwrap_or(1);
+                let along = Tensor::f_arange(last, options)? / (last - 1).max(1) as f64;
+                let values = along.f_pow_tensor_scalar(exponent)? * (end - start) + start;
+                values.f_expand(shape, false)?.f_contiguous()?
             }
             Self::InverseSoftplusLogUniform { min, max, floor } => {
                 let step = uniform(min.ln(), max.ln())?.f_exp()?.f_clamp_min(floor)?;
