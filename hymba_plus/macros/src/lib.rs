@@ -56,6 +56,7 @@ fn config_struct(mut item: ItemStruct) -> syn::Result<proc_macro2::TokenStream> 
         field.attrs.push(syn::parse_quote!(#[serde(default = #path)]));
         defaults.push(quote! {
             #[doc(hidden)]
+            #[allow(clippy::unnecessary_wraps)] // an optional field may have a value by default
             fn #function() -> #ty { #value }
         });
     }
