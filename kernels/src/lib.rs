@@ -9,3 +9,4 @@ mod parallel;
 mod second;
 pub mod selective_scan;
 mod simd;
+pub mod ssd;

@@ -11,10 +11,10 @@ use torch_bridge::guards::is_grad_enabled;
 pub(crate) fn differentiable(
     inputs: &[Tensor],
     grads: &[Option<Tensor>],
-    definition: impl FnOnce() -> (Tensor, Tensor),
+    definition: impl FnOnce() -> Result<(Tensor, Tensor)>,
 ) -> Option<Result<Vec<Option<Tensor>>>> {
     is_grad_enabled().then(|| {
-        let (first, second) = definition();
+        let (first, second) = definition()?;
         let outputs = [first, second].into_iter().zip(grads);
         let (outputs, grads): (Vec<_>, Vec<_>) =
             outputs.filter(|(output, grad)| grad.is_some() && output.requires_grad()).unzip();

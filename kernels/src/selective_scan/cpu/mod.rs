@@ -125,7 +125,9 @@ impl Function for Scan {
             return Err(Error::other("selective_scan: nothing was saved"));
         };
         let args = self.given.operands(inputs)?;
-        if let Some(gradients) = second::differentiable(inputs, grads, || reference::selective_scan(&args)) {
+        if let Some(gradients) =
+            second::differentiable(inputs, grads, || Ok(reference::selective_scan(&args)))
+        {
             return gradients;
         }
         let [y, last] = [0, 1].map(|index| grads.get(index).and_then(Option::as_ref).map(Tensor::contiguous));
