@@ -6,6 +6,7 @@ mod embedding;
 mod fusion;
 mod head;
 mod mamba;
+mod mamba2;
 mod mlp;
 mod mlstm;
 mod none;

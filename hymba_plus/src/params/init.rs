@@ -36,6 +36,13 @@ pub enum Init {
         /// 1 for equal steps.
         exponent: f64,
     },
+    /// The logarithm of a number drawn uniformly from `[min, max]`: Mamba-2's `A_log` (Dao & Gu 2024).
+    LogOfUniform {
+        /// Smallest number, above 0.
+        min: f64,
+        /// Largest number.
+        max: f64,
+    },
     /// The inverse softplus of a step size drawn log-uniformly from `[min, max]`, never below `floor`: Mamba's
     /// bias of `dt_proj` (Gu & Dao 2023, section 3.6).
     InverseSoftplusLogUniform {
@@ -86,6 +93,7 @@ impl Init {
                 let values = along.f_pow_tensor_scalar(exponent)? * (end - start) + start;
                 values.f_expand(shape, false)?.f_contiguous()?
             }
+            Self::LogOfUniform { min, max } => uniform(min, max)?.f_log()?,
             Self::InverseSoftplusLogUniform { min, max, floor } => {
                 let step = uniform(min.ln(), max.ln())?.f_exp()?.f_clamp_min(floor)?;
                 // softplus(x) = step  <=>  x = step + ln(1 - exp(-step)) = step + ln(-expm1(-step))
