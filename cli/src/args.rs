@@ -50,6 +50,7 @@ Examples:
 Examples:
   hymba plan configs/models/hymba-1.5b.yaml
   hymba plan recipe.yaml --tokens 32768
+  hymba plan recipe.yaml --svg model.svg
   hymba plan recipe.yaml --json | jq .totals.parameters")]
     Plan(Plan),
     /// List the components of this binary with their fields, docs and defaults
@@ -57,7 +58,8 @@ Examples:
 Examples:
   hymba components
   hymba components norm
-  hymba components sequence_mixer --json")]
+  hymba components sequence_mixer --json
+  hymba components --markdown > docs/components.md")]
     Components(Components),
     /// Prove that sequence mixers keep the laws of states: splits, batches, padding, packing, gradients, ...
     #[command(after_help = "\
@@ -165,8 +167,11 @@ pub struct Plan {
     #[arg(long, value_parser = clap::value_parser!(i64).range(1..))]
     pub tokens: Option<i64>,
     /// Print the plan as JSON
-    #[arg(long)]
+    #[arg(long, conflicts_with = "svg")]
     pub json: bool,
+    /// Draw the architecture into FILE, or `-` for the terminal's output, instead of printing the table
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
 }
 
 /// `hymba components`.
@@ -175,8 +180,11 @@ pub struct Components {
     /// Only the components of this slot, with every field
     pub slot: Option<String>,
     /// Print the list as JSON, schemas included
-    #[arg(long)]
+    #[arg(long, conflicts_with = "markdown")]
     pub json: bool,
+    /// Print the reference page: every component with its fields, shapes and costs, as Markdown
+    #[arg(long)]
+    pub markdown: bool,
 }
 
 /// `hymba conformance`.

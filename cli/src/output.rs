@@ -1,6 +1,7 @@
 //! Writing to the terminal, a file or a pipe that may close early.
 
 use std::io::{self, IsTerminal, Write};
+use std::path::Path;
 
 /// Writes to standard output; a reader that has gone away (`hymba ... | head`) ends the process quietly.
 pub fn print(text: &str) {
@@ -29,4 +30,16 @@ pub fn error(text: &str) {
 /// Whether errors may be coloured.
 pub fn colour() -> bool {
     io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none()
+}
+
+/// Writes a file, whole or not at all.
+pub(crate) fn file(path: &Path, text: &str) -> Result<(), String> {
+    let mut partial = path.as_os_str().to_owned();
+    partial.push(".partial");
+    let partial = Path::new(&partial);
+    let written = std::fs::write(partial, text).and_then(|()| std::fs::rename(partial, path));
+    written.map_err(|error| {
+        let _ = std::fs::remove_file(partial); // the first error is the one to report
+        format!("{}: {error}", path.display())
+    })
 }

@@ -69,3 +69,16 @@ block_pattern:
     let expected = 2.0 * (4.0 * 64.0 + 3.0 * 128.0 + 80.0) + 2.0 * keys * 16.0;
     assert!((plan.totals(5).flops_per_token - expected).abs() < 1e-9);
 }
+
+#[test]
+fn the_picture_shows_every_layer_and_every_kind_of_layer() {
+    let plan = plan(&official::model_section("Hymba-1.5B-Base", 1024));
+    let svg = plan.svg("a < b", 2048);
+    assert!(svg.starts_with("<svg ") && svg.ends_with("</svg>\n") && svg.contains("<title>a &lt; b</title>"));
+    assert_eq!(svg.matches("<title>layer ").count(), 64, "two mixers for each of 32 layers");
+    for heading in ["layers 0, 15, 31<", "layers 1, 3, 5, 7, 9, 11, 13, 16, 19, 21, 23, 25, 27, 29<", "17-18"]
+    {
+        assert!(svg.contains(heading), "{heading}");
+    }
+    assert_eq!(svg.matches("class=\"share\"").count(), 15 + 1, "15 consumers and the legend");
+}

@@ -21,7 +21,15 @@ pub(super) fn run(arguments: &Plan) -> Outcome {
     let sequence_length =
         || recipe.values().get("stages")?.as_array()?.iter().find_map(|s| s.get("sequence_length")?.as_i64());
     let tokens = arguments.tokens.or_else(sequence_length).unwrap_or(DEFAULT_TOKENS);
-    if arguments.json {
+    if let Some(path) = &arguments.svg {
+        let picture = plan.svg(recipe.name(), tokens);
+        if path.as_os_str() == "-" {
+            output::print(&picture);
+        } else {
+            output::file(path, &picture)?;
+            output::line(&format!("wrote {}", path.display()));
+        }
+    } else if arguments.json {
         let report = json!({ "recipe": recipe.name(), "hash": recipe.hash(), "totals": plan.totals(tokens), "layers": plan.layer_summaries(tokens), "plan": plan });
         output::line(&serde_json::to_string_pretty(&report)?);
     } else {

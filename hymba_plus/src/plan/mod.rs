@@ -4,6 +4,7 @@ mod exemption;
 mod layer;
 mod model;
 mod module;
+mod picture;
 mod render;
 mod summary;
 

@@ -194,7 +194,8 @@ pub fn bytes(number: u64) -> String {
     if unit == 0 { format!("{number} B") } else { format!("{value:.2} {}", UNITS[unit]) }
 }
 
-fn si(number: f64) -> String {
+/// A number with a decimal unit.
+pub(crate) fn si(number: f64) -> String {
     const UNITS: [&str; 5] = ["", "k", "M", "G", "T"];
     let (mut value, mut unit) = (number, 0);
     while value >= 1000.0 && unit + 1 < UNITS.len() {

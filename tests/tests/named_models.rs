@@ -1,0 +1,142 @@
+//! The models in `configs/models/`: how many parameters each has, and that each trains when its widths are small.
+#![allow(clippy::unwrap_used)] // a test that fails should fail loudly
+
+use std::path::{Path, PathBuf};
+
+use components as _;
+use hymba_plus::{
+    config::{LoadOptions, Recipe},
+    model::{BuildOptions, Model, ModelConfig, Observers, Statistics},
+    plan::ModelPlan,
+    registry::{Component, parse_config},
+    state::SpanInput,
+};
+use recipes as _;
+use serde_json::{Map, Value};
+use tch::{Device, Kind, Tensor};
+use training::{loss::cross_entropy_sum, slot::optimizer};
+
+/// Every language model and its parameters. Where a paper or a release names a size, it is this to its last digit.
+const MODELS: &[(&str, u64)] = &[("hymba-1.5b", 1_522_797_824)];
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("configs/models")
+}
+
+fn section(name: &str) -> Value {
+    let path = folder().join(format!("{name}.yaml"));
+    let recipe = Recipe::load(path, &LoadOptions::default()).unwrap_or_else(|error| panic!("{error}"));
+    recipe.values()["model"].clone()
+}
+
+fn plan(section: Value) -> ModelPlan {
+    let config: ModelConfig = parse_config(section).unwrap();
+    // A model that leaves its vocabulary to a tokenizer is planned with 4,096 tokens.
+    ModelPlan::resolve(&config, Some(4096)).unwrap_or_else(|findings| panic!("{findings:#?}"))
+}
+
+/// Models of images and series have tests of their own.
+fn reads_tokens(section: &Value) -> bool {
+    section["embedding"]["kind"] == "token"
+}
+
+#[test]
+fn every_model_has_its_parameters() {
+    let mut names: Vec<String> = std::fs::read_dir(folder())
+        .unwrap()
+        .map(|entry| entry.unwrap().path().file_stem().unwrap().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    let mut wrong = Vec::new();
+    for name in &names {
+        let section = section(name);
+        if !reads_tokens(&section) {
+            continue;
+        }
+        let count = plan(section).parameter_count();
+        println!("{name}: {count}");
+        if !MODELS.contains(&(name.as_str(), count)) {
+            wrong.push(format!("{name}: {count}"));
+        }
+    }
+    assert!(wrong.is_empty(), "not in the list: {wrong:#?}");
+    for (name, _) in MODELS {
+        assert!(names.iter().any(|known| known == name), "{name} is listed and not there");
+    }
+}
+
+/// The same architecture, every layer of it, with small widths.
+fn shrink(value: &mut Value) {
+    let small: Map<String, Value> = serde_json::from_str(
+        r#"{ "d_model": 32, "vocab_size": 40, "meta_tokens": 3, "n_heads": 4, "n_kv_heads": 2, "head_dim": 8,
+             "v_head_dim": 16, "window": 5, "d_inner": 64, "d_state": 4, "dt_rank": 3, "d_hidden": 48 }"#,
+    )
+    .unwrap();
+    match value {
+        Value::Object(keys) => {
+            for (key, value) in keys {
+                match small.get(key) {
+                    // What is left out or 0 stays so: it is another architecture with it.
+                    Some(size) if value.as_i64().is_some_and(|given| given > 0) => *value = size.clone(),
+                    _ => shrink(value),
+                }
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(shrink),
+        _ => {}
+    }
+}
+
+#[test]
+fn every_model_trains_when_it_is_small() {
+    for &(name, _) in MODELS {
+        let mut section = section(name);
+        let layers = section["n_layers"].clone();
+        shrink(&mut section);
+        let plan = plan(section);
+        assert_eq!(layers, plan.layers.len());
+        let options = BuildOptions { device: Device::Cpu, kind: Kind::Float, seed: 1 };
+        let model = Model::build(&plan, options).unwrap();
+        let before: Vec<Tensor> =
+            model.parameters().iter().map(|parameter| parameter.tensor.copy()).collect();
+        let ids = (Tensor::arange(36, (Kind::Int64, Device::Cpu)) * 7).remainder(40).view([2, 18]);
+        let targets = ids.roll([-1], [1]);
+        let mut starts = vec![false; 36];
+        (starts[0], starts[11], starts[18]) = (true, true, true);
+        let resets = Tensor::from_slice(&starts).view([2, 18]);
+        let loss = || {
+            let statistics = Statistics::default();
+            let observers = Observers::statistics(&statistics);
+            let initial = model.initial_state_observed(true, observers).unwrap();
+            let input = SpanInput { resets: Some(&resets), training: true, ..SpanInput::default() };
+            let (hidden, _) = model.forward_observed(&ids, &initial, &initial, input, observers).unwrap();
+            let loss = cross_entropy_sum(&model.head(&hidden).unwrap(), &targets, 0.0).unwrap();
+            let auxiliary = model.auxiliary_losses(&statistics).unwrap();
+            auxiliary.into_iter().fold(loss, |sum, loss| sum + loss.value * (loss.weight * 36.0))
+        };
+        let adamw = Component::<optimizer>::new(
+            "adamw",
+            serde_json::from_str::<Map<String, Value>>(r#"{ "lr": 0.001 }"#).unwrap(),
+        );
+        let mut adamw = adamw.make().unwrap().build(model.parameters()).unwrap();
+        let first = loss();
+        first.backward();
+        for parameter in model.parameters().trained() {
+            let gradient = parameter.tensor.grad();
+            assert!(gradient.defined(), "{name}: {} takes no part", parameter.plan.name);
+            assert!(
+                gradient.abs().sum(Kind::Double).double_value(&[]).is_finite(),
+                "{}",
+                parameter.plan.name
+            );
+        }
+        adamw.step(1.0).unwrap();
+        for (parameter, before) in model.parameters().iter().zip(&before) {
+            let moved = hymba_tests::max_difference(&parameter.tensor.detach(), before) > 0.0;
+            assert_eq!(moved, parameter.plan.trained, "{name}: {}", parameter.plan.name);
+        }
+        let (first, second) = (first.double_value(&[]), loss().double_value(&[]));
+        println!("{name}: {:.3}, then {:.3}", first / 36.0, second / 36.0);
+        assert!(second < first, "{name}: {first} became {second}");
+    }
+}
