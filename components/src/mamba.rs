@@ -6,8 +6,8 @@ use kernels::{
     selective_scan::{SelectiveScan, selective_scan},
 };
 
-/// `u = silu(conv(x))`, `[dt | B | C] = x_proj(u)`, `delta = softplus(dt_proj(dt))`,
-/// `h_t = exp(delta A) h_{t-1} + delta B u`, `y = (C h + D u) * silu(z)`.
+/// Mamba, a selective state-space model (Gu & Dao 2023): `u = silu(conv(x))`, `[dt | B | C] = x_proj(u)`,
+/// `delta = softplus(dt_proj(dt))`, `h_t = exp(delta A) h_{t-1} + delta B u`, `y = (C h + D u) * silu(z)`.
 #[component_config]
 pub struct Mamba {
     /// Inner width as a multiple of `d_model`; `d_inner` overrules it.

@@ -12,6 +12,7 @@ pub mod generate;
 pub mod model;
 pub mod params;
 pub mod plan;
+pub mod reference;
 pub mod registry;
 pub mod state;
 pub mod testing;

@@ -17,7 +17,22 @@ use tch::{Device, Kind, Tensor};
 use training::{loss::cross_entropy_sum, slot::optimizer};
 
 /// Every language model and its parameters. Where a paper or a release names a size, it is this to its last digit.
-const MODELS: &[(&str, u64)] = &[("hymba-1.5b", 1_522_797_824)];
+const MODELS: &[(&str, u64)] = &[
+    ("samba-350m", 351_889_408),
+    ("small_hybrid", 68_835_840),
+    ("small_hybrid_half", 55_607_808),
+    ("small_mamba", 62_874_112),
+    ("small_transformer_global", 49_249_792),
+    ("small_transformer_local", 49_249_792),
+    ("study_hybrid", 30_755_712),
+    ("study_hybrid_no_kv_sharing", 23_089_536),
+    ("study_hybrid_no_meta", 30_731_136),
+    ("study_mamba", 19_906_944),
+    ("study_official", 29_478_376),
+    ("study_official_no_meta", 29_453_800),
+    ("study_transformer", 15_341_952),
+    ("transformer-350m", 341_100_544),
+];
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("configs/models")

@@ -2,7 +2,7 @@
 
 use std::{fmt::Write, process::ExitCode};
 
-use hymba_plus::registry::{Entry, Registry};
+use hymba_plus::registry::{Entry, FieldDefault, Registry};
 use serde_json::{Value, json};
 
 use super::Outcome;
@@ -18,6 +18,10 @@ pub(super) fn run(arguments: &Components) -> Outcome {
         return Err(format!("there is no slot `{slot}`; the slots are: {}", names.join(", ")).into());
     }
     let chosen = slots.iter().filter(|info| arguments.slot.as_deref().is_none_or(|slot| slot == info.name));
+    if arguments.markdown {
+        output::print(&hymba_plus::reference::markdown(registry, arguments.slot.as_deref()));
+        return Ok(ExitCode::SUCCESS);
+    }
     if arguments.json {
         let slots: Vec<Value> = chosen
             .map(|info| {
@@ -65,62 +69,16 @@ fn detailed(entry: &Entry, text: &mut String) {
     };
     let _ = writeln!(text, "\n  kind: {}{aliases}    [crate {}]", entry.kind, entry.crate_name);
     wrapped(&entry.doc(), 4, text);
-    let schema = entry.schema();
-    let required: Vec<&str> = schema
-        .get("required")
-        .and_then(Value::as_array)
-        .map(|names| names.iter().filter_map(Value::as_str).collect())
-        .unwrap_or_default();
-    let Some(properties) = schema.get("properties").and_then(Value::as_object) else { return };
-    for (name, property) in properties {
-        let default = match property.get("default") {
-            Some(Value::Null) | None if required.contains(&name.as_str()) => "required".to_owned(),
-            Some(Value::Null) | None => "optional".to_owned(),
-            Some(value) => format!("default {}", serde_json::to_string(value).unwrap_or_default()),
+    for field in entry.fields() {
+        let default = match field.default {
+            FieldDefault::Required => "required".to_owned(),
+            FieldDefault::Optional => "optional".to_owned(),
+            FieldDefault::Value(value) => {
+                format!("default {}", serde_json::to_string(&value).unwrap_or_default())
+            }
         };
-        let _ = writeln!(text, "    {name}: {}, {default}", kind_of(property, schema.get("$defs")));
-        wrapped(property.get("description").and_then(Value::as_str).unwrap_or_default(), 8, text);
-    }
-}
-
-/// The type of a field in words.
-fn kind_of(property: &Value, definitions: Option<&Value>) -> String {
-    if let Some(slot) = property.get("x-slot").and_then(Value::as_str) {
-        return format!("component of slot {slot}");
-    }
-    if let Some(name) = property.get("$ref").and_then(Value::as_str).and_then(|path| path.rsplit('/').next())
-    {
-        return definitions
-            .and_then(|all| all.get(name))
-            .map_or(name.to_owned(), |found| kind_of(found, definitions));
-    }
-    for key in ["anyOf", "oneOf"] {
-        if let Some(options) = property.get(key).and_then(Value::as_array) {
-            let each =
-                options.iter().filter(|option| option.get("type").and_then(Value::as_str) != Some("null"));
-            return each.map(|option| kind_of(option, definitions)).collect::<Vec<_>>().join(" | ");
-        }
-    }
-    if let Some(value) = property.get("const").and_then(Value::as_str) {
-        return value.to_owned();
-    }
-    if let Some(values) = property.get("enum").and_then(Value::as_array) {
-        return values.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(" | ");
-    }
-    match property.get("type") {
-        Some(Value::String(name)) if name == "array" => {
-            let items =
-                property.get("items").map_or("anything".to_owned(), |items| kind_of(items, definitions));
-            format!("list of {items}")
-        }
-        Some(Value::String(name)) => name.clone(),
-        Some(Value::Array(names)) => names
-            .iter()
-            .filter_map(Value::as_str)
-            .filter(|name| *name != "null")
-            .collect::<Vec<_>>()
-            .join(" | "),
-        _ => "anything".to_owned(),
+        let _ = writeln!(text, "    {}: {}, {default}", field.name, field.kind);
+        wrapped(&field.doc, 8, text);
     }
 }
 

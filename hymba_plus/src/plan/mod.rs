@@ -10,6 +10,7 @@ mod summary;
 
 pub use exemption::{Exemption, Law};
 pub use layer::{LayerPlan, MatrixPlan, MixerPlan};
+pub(crate) use model::state_width;
 pub use model::{EndPlan, ModelPlan, Totals};
 pub(crate) use module::registry_finding;
 pub use module::{

@@ -5,6 +5,7 @@
 
 mod component;
 mod entry;
+mod field;
 mod section;
 mod slot;
 
@@ -14,6 +15,7 @@ use serde_json::Value;
 
 pub use component::Component;
 pub use entry::{ConfigError, Entry, parse_config};
+pub use field::{Field, FieldDefault};
 pub use section::{Check, Finding, Section, SectionEntry};
 pub use slot::{Slot, SlotInfo};
 
