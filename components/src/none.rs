@@ -36,6 +36,11 @@ register!(fusion "none" => NoFusion);
 register!(head "none" => NoHead);
 
 conformance!(sequence_mixer "none": {});
+conformance!(channel_mixer "none": {});
+conformance!(norm "none": {});
+conformance!(position "none": {});
+conformance!(fusion "none": {});
+conformance!(head "none": {});
 
 impl SequenceMixer for NoMixer {
     fn plan(&self, plan: &mut ModulePlan) -> Result<(), Finding> {

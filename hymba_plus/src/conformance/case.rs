@@ -1,5 +1,7 @@
 //! Cases: components with a small configuration, registered by a line in the component's own file.
 
+use std::fmt::Write;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -32,13 +34,15 @@ inventory::collect!(CaseEntry);
 pub struct Settings {
     /// Width of the residual stream.
     pub d_model: i64,
+    /// Whether it claims to add nothing, as `none` does of itself.
+    pub neutral: bool,
     /// Configuration of a consumer of this mixer's keys and values; left out, the same as the mixer's.
     pub consumer: Option<Map<String, Value>>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { d_model: 16, consumer: None }
+        Self { d_model: 16, neutral: false, consumer: None }
     }
 }
 
@@ -51,6 +55,8 @@ pub struct Case {
     pub kind: String,
     /// Its configuration without `kind`.
     pub config: Map<String, Value>,
+    /// The same as it was written.
+    pub written: String,
     /// What surrounds it.
     pub settings: Settings,
     /// The crate that registered it, and the place of the line.
@@ -81,12 +87,12 @@ impl Case {
         kind: &str,
         config: &str,
         settings: &str,
-        origin: Option<(String, String)>,
+        origin: Option<&(String, String)>,
     ) -> Result<Self, CaseError> {
         let error = |message: String| CaseError {
             slot: slot.to_owned(),
             kind: kind.to_owned(),
-            place: origin.as_ref().map_or_else(|| "run time".to_owned(), |(_, place)| place.clone()),
+            place: origin.map_or_else(|| "run time".to_owned(), |(_, place)| place.clone()),
             message,
         };
         Ok(Self {
@@ -96,24 +102,25 @@ impl Case {
                 .map_err(|e| error(format!("the configuration {config}: {e}")))?,
             settings: serde_yaml::from_str(settings)
                 .map_err(|e| error(format!("the settings {settings}: {e}")))?,
-            origin: origin.clone(),
+            written: config.split_whitespace().collect::<Vec<_>>().join(" "),
+            origin: origin.cloned(),
         })
     }
 
     /// The component and its configuration, as a recipe would have it.
     pub fn title(&self) -> String {
-        let mut fields: Vec<String> =
-            self.config.iter().map(|(key, value)| format!("{key}: {value}")).collect();
+        let slot = if self.slot == sequence_mixer::NAME { "" } else { self.slot.as_str() };
+        let mut title = format!("{slot} {} {}", self.kind, self.written).trim().to_owned();
         if let Some(consumer) = &self.settings.consumer {
-            fields.push(format!("consumer: {}", Value::Object(consumer.clone())));
+            let fields: Vec<_> = consumer.iter().map(|(key, value)| format!("{key}: {value}")).collect();
+            let _ = write!(title, " with a consumer {{ {} }}", fields.join(", ").replace('"', ""));
         }
-        let fields = fields.join(", ").replace('"', "");
-        if fields.is_empty() { self.kind.clone() } else { format!("{} {{ {fields} }}", self.kind) }
+        title
     }
 
-    /// Whether this is the stub of its slot.
+    /// Whether this is the stub of its slot, or claims to be.
     pub(super) fn is_none(&self) -> bool {
-        Component::<sequence_mixer>::of(&self.kind).is_none()
+        self.settings.neutral || Component::<sequence_mixer>::of(&self.kind).is_none()
     }
 
     pub(super) fn spec(&self) -> Spec {
@@ -136,8 +143,8 @@ pub fn cases() -> Result<Vec<Case>, CaseError> {
     entries.sort_by_key(|entry| (entry.slot, entry.kind, entry.origin));
     let case = |entry: &CaseEntry| {
         let (crate_name, file, line) = entry.origin;
-        let origin = Some((crate_name.to_owned(), format!("{file}:{line}")));
-        Case::parse(entry.slot, entry.kind, entry.config, entry.settings, origin)
+        let origin = (crate_name.to_owned(), format!("{file}:{line}"));
+        Case::parse(entry.slot, entry.kind, entry.config, entry.settings, Some(&origin))
     };
     entries.into_iter().map(case).collect()
 }

@@ -117,7 +117,25 @@ pub(super) struct Pass {
 impl Subject {
     /// Plans and builds mixers that stand one after another; parameters and inputs of one key are one tensor.
     pub(super) fn new(spec: &Spec, places: &[Place<'_>], meta_tokens: i64, kind: Kind) -> Result<Self> {
-        let (mut leaves, mut buffers, mut parts) = (Tensors::new(), Tensors::new(), Vec::new());
+        Self::with((Tensors::new(), Tensors::new()), spec, places, meta_tokens, kind)
+    }
+
+    /// Mixers that use the parameters of another subject, by their keys.
+    pub(super) fn like(other: &Self, spec: &Spec, places: &[Place<'_>], meta_tokens: i64) -> Result<Self> {
+        let handles =
+            |tensors: &Tensors| tensors.iter().map(|(key, x)| (key.clone(), x.shallow_clone())).collect();
+        let known = (handles(&other.leaves), handles(&other.buffers));
+        Self::with(known, spec, places, meta_tokens, other.kind)
+    }
+
+    fn with(
+        (mut leaves, mut buffers): (Tensors, Tensors),
+        spec: &Spec,
+        places: &[Place<'_>],
+        meta_tokens: i64,
+        kind: Kind,
+    ) -> Result<Self> {
+        let mut parts = Vec::new();
         for place in places {
             let plan = spec.plan(place.component, place.role, meta_tokens).map_err(|findings| {
                 let all: Vec<_> = findings.iter().map(ToString::to_string).collect();

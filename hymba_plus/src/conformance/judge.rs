@@ -17,6 +17,9 @@ pub(super) const EXACT: f64 = 1e-9;
 /// Gradients in fp64 agree to this.
 pub(super) const EXACT_GRADIENT: f64 = 1e-8;
 
+/// How the gradient of a slice by the meta tokens is named.
+pub(super) const META_TOKENS: &str = " of meta tokens";
+
 /// Where and by how much a law is broken.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Deviation {
@@ -113,6 +116,17 @@ impl Judge {
         Ok(())
     }
 
+    /// An error that was measured otherwise.
+    pub(super) fn measured(&mut self, tensor: &str, error: f64, tolerance: f64, detail: String) {
+        let tolerance = self.within.unwrap_or(tolerance).max(tolerance);
+        if error <= tolerance {
+            self.worst = self.worst.max(error);
+            return;
+        }
+        let (tensor, error) = (tensor.to_owned(), if error.is_nan() { f64::INFINITY } else { error });
+        self.break_at(Deviation { tensor, row: None, token: None, error, tolerance, detail });
+    }
+
     /// Outputs of rows `[tokens, width]`, each against its own.
     pub(super) fn rows(&mut self, tensor: &str, got: &[Tensor], expected: &[Tensor]) -> Result<()> {
         if got.len() != expected.len() {
@@ -144,12 +158,12 @@ impl Judge {
         if self.broken.is_some() {
             return Ok(());
         }
-        let (names, mine) = gradients(subject, streams, got)?;
-        let (_, theirs) = gradients(subject, streams, expected)?;
+        let mine = gradients(subject, streams, got)?;
+        let theirs = gradients(subject, streams, expected)?;
         // A gradient that cancels out is compared with the size of the others.
-        let largest = theirs.iter().map(|g| rms(std::slice::from_ref(g))).collect::<Result<Vec<_>>>()?;
+        let largest = theirs.iter().map(|(_, g)| rms(std::slice::from_ref(g))).collect::<Result<Vec<_>>>()?;
         let floor = largest.into_iter().fold(0.0, f64::max) * 1e-4;
-        for ((name, mine), theirs) in names.iter().zip(&mine).zip(&theirs) {
+        for ((name, mine), (_, theirs)) in mine.iter().zip(&theirs) {
             let tensor = format!("gradient of {name}");
             let origin = streams.text.contains_key(name).then_some((0, 0));
             let scale = floor.max(rms(std::slice::from_ref(theirs))?);
@@ -164,8 +178,8 @@ pub(super) fn gradients(
     subject: &Subject,
     streams: &Streams,
     rows: &[Tensor],
-) -> Result<(Vec<String>, Vec<Tensor>)> {
-    let meta = streams.meta.iter().map(|(key, x)| (format!("{key} of meta tokens"), x));
+) -> Result<Vec<(String, Tensor)>> {
+    let meta = streams.meta.iter().map(|(key, x)| (format!("{key}{META_TOKENS}"), x));
     let text = streams.text.iter().map(|(key, x)| (key.clone(), x));
     let parameters = subject.leaves.iter().map(|(key, x)| (format!("parameter {key}"), x));
     let (names, leaves): (Vec<_>, Vec<_>) = text.chain(meta).chain(parameters).unzip();
@@ -177,16 +191,16 @@ pub(super) fn gradients(
         outputs.push(y.shallow_clone());
     }
     if outputs.is_empty() {
-        let zeros = leaves.iter().map(|leaf| Ok(leaf.f_zeros_like()?)).collect::<Result<_>>()?;
-        return Ok((names, zeros));
+        let zeros = leaves.into_iter().map(|leaf| Ok(leaf.detach().f_zeros_like()?));
+        return names.into_iter().zip(zeros).map(|(name, zero): (_, Result<_>)| Ok((name, zero?))).collect();
     }
     let options = GradOptions { retain_graph: true, allow_unused: true, ..GradOptions::default() };
     let found = grad(&outputs, Some(&weights), &leaves, options)?;
-    let whole = found.into_iter().zip(&leaves).map(|(gradient, leaf)| match gradient {
-        Some(gradient) => Ok(gradient),
-        None => Ok(leaf.detach().f_zeros_like()?),
+    let whole = names.into_iter().zip(found).zip(&leaves).map(|((name, gradient), leaf)| match gradient {
+        Some(gradient) => Ok((name, gradient)),
+        None => Ok((name, leaf.detach().f_zeros_like()?)),
     });
-    Ok((names, whole.collect::<Result<_>>()?))
+    whole.collect()
 }
 
 /// Root mean square over several tensors together.

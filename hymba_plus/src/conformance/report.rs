@@ -59,6 +59,8 @@ pub struct LawReport {
     /// What became of it.
     #[serde(flatten)]
     pub outcome: Outcome,
+    /// Seconds that it took.
+    pub seconds: f64,
 }
 
 /// What the suite found of one case.
@@ -100,6 +102,7 @@ impl Report {
         }
         let title = self.case.title();
         let _ = writeln!(text, "{verdict:<6} {title}   ({counts}, {:.1} s)", self.seconds);
+        let mut given = "";
         for report in &self.laws {
             let law = report.law;
             match &report.outcome {
@@ -112,7 +115,9 @@ impl Report {
                 Outcome::Holds { .. } | Outcome::DoesNotApply { .. } => {}
                 Outcome::Exempt { reason, within, error, needed } => {
                     let promise = within.map_or_else(String::new, |e| format!(" within {e:e}"));
-                    let _ = writeln!(text, "  {law:<22} exempt{promise}, {}: {reason}", size(*error));
+                    let because = if reason == given { "the same reason" } else { reason.as_str() };
+                    given = reason;
+                    let _ = writeln!(text, "  {law:<22} exempt{promise}, {}: {because}", size(*error));
                     if !needed {
                         let _ = writeln!(text, "  {:<22} the law holds here without the exemption", "note");
                     }

@@ -49,12 +49,20 @@ impl<'a> Run<'a> {
         Self { subject, streams, initial, state: initial.share(), read, rows }
     }
 
-    pub(super) fn state(&self) -> &ModelState {
-        &self.state
+    /// On from a state whose rows have read so many tokens.
+    pub(super) fn resume(
+        subject: &'a Subject,
+        streams: &'a Streams,
+        initial: &'a ModelState,
+        state: ModelState,
+        read: Vec<usize>,
+    ) -> Self {
+        let rows = read.iter().map(|_| Vec::new()).collect();
+        Self { subject, streams, initial, state, read, rows }
     }
 
-    pub(super) fn set_state(&mut self, state: ModelState) {
-        self.state = state;
+    pub(super) fn state(&self) -> &ModelState {
+        &self.state
     }
 
     /// What the next call would be given. Masks are given where the layout has need of them anywhere.
@@ -127,7 +135,13 @@ impl<'a> Run<'a> {
 
     /// The outputs of each row's tokens in order, `[tokens, width]`.
     pub(super) fn outputs(&self) -> Result<Vec<Tensor>> {
-        self.rows.iter().map(|outputs| Ok(Tensor::f_cat(outputs, 0)?)).collect()
+        let nothing = [0, self.subject.width()];
+        let nothing = Tensor::f_zeros(nothing, (self.subject.kind, tch::Device::Cpu))?;
+        let whole = |outputs: &Vec<Tensor>| match outputs.as_slice() {
+            [] => Ok(nothing.shallow_clone()),
+            outputs => Ok(Tensor::f_cat(outputs, 0)?),
+        };
+        self.rows.iter().map(whole).collect()
     }
 }
 

@@ -16,6 +16,7 @@ use torch_bridge::{Error, Result};
 pub use built::{Built, Call, Inputs, MixerOutput, Parts};
 pub use config::ModelConfig;
 pub use observe::{AuxiliaryLoss, Observers, Statistics, Taps};
+pub(crate) use pattern::WINDOW;
 
 use self::{
     build::{Builder, build_module},

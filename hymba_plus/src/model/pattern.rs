@@ -246,7 +246,7 @@ fn groups(
 }
 
 /// The key by which a mixer says how many tokens a token sees; a mixer that has it sees all when it is left out.
-const WINDOW: &str = "window";
+pub(crate) const WINDOW: &str = "window";
 
 /// How far a layer's mixers look back at keys.
 #[derive(PartialEq, Eq)]

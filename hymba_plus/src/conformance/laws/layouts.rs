@@ -4,7 +4,7 @@
 use tch::{Kind, Tensor};
 use torch_bridge::Result;
 
-use super::META;
+use super::{META, long};
 use crate::conformance::{
     harness::Spec,
     judge::Judge,
@@ -12,12 +12,6 @@ use crate::conformance::{
     noise::Noise,
     run::{Run, outputs},
 };
-
-/// A row of this many tokens is longer than small windows, convolutions and chunks.
-fn long(spec: &Spec) -> usize {
-    let window = spec.subject(0, Kind::Double).ok().and_then(|subject| subject.window());
-    2 * window.unwrap_or(0).clamp(4, 64) as usize + 5
-}
 
 /// Longer than the chunks of chunked kernels.
 const VERY_LONG: usize = 140;

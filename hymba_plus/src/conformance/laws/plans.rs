@@ -58,7 +58,7 @@ pub(super) fn state(spec: &Spec, layout: &Layout, judge: &mut Judge) -> Result<(
             text += size[1];
             let exact = uniform && !packed;
             for plan in &subject.parts[0].plan.states {
-                check_tensor(plan, &subject, state, (call, size[0], text, exact), judge)?;
+                check_tensor(plan, &subject, state, (call, size[0], text, exact), judge);
             }
             for (name, _) in state.layers[0][0].iter() {
                 if !subject.parts[0].plan.states.iter().any(|plan| plan.name == name) {
@@ -78,11 +78,11 @@ fn check_tensor(
     state: &ModelState,
     (call, batch, text, exact): (usize, i64, i64, bool),
     judge: &mut Judge,
-) -> Result<()> {
+) {
     let what = format!("state {}", plan.name);
     let Some(tensor) = state.layers[0][0].find(&plan.name) else {
         judge.refuse(what, format!("is gone after call {call}"));
-        return Ok(());
+        return;
     };
     let (kind, expected) = (tensor.kind(), plan.kind.under(subject.kind));
     if kind != expected {
@@ -90,7 +90,7 @@ fn check_tensor(
             what,
             format!("is {kind:?} after call {call} of a {:?} model instead of {expected:?}", subject.kind),
         );
-        return Ok(());
+        return;
     }
     let entries = match plan.growth {
         Growth::Fixed => 0,
@@ -109,7 +109,7 @@ fn check_tensor(
     if got != planned || (rows != 1 && rows != batch) {
         let message = format!("is {got:?} after call {call} with {text} tokens a row instead of {planned:?}");
         judge.refuse(what, message);
-        return Ok(());
+        return;
     }
     let elements = plan.elements(subject.meta_tokens, text) * rows;
     if exact && tensor.numel() as i64 != elements {
@@ -118,7 +118,6 @@ fn check_tensor(
             format!("has {} elements after call {call}, {elements} are planned", tensor.numel()),
         );
     }
-    Ok(())
 }
 
 /// Runs a layout and shows each call: its index, batch and time, its output, the state after it. The state after the
