@@ -27,8 +27,12 @@ impl ModelPlan {
             - self.layers.iter().flat_map(|layer| layer.parameters(0.0)).map(|p| p.count()).sum::<u64>();
         let tied = if self.head.module.tied_rows.is_some() { "tied" } else { "not tied" };
         let size = self.vocab_size.map_or_else(String::new, |size| format!("{size} x "));
-        let heads: String =
-            self.heads.iter().map(|(name, head)| format!(", {name}: {}", head.component.kind)).collect();
+        let heads: String = self
+            .heads
+            .iter()
+            .map(|(name, head)| format!(", {name}: {}", head.component.kind))
+            .collect::<Vec<_>>()
+            .concat();
         let _ = writeln!(
             text,
             "\nembedding {size}{} ({}), head {} ({tied}){heads}, meta tokens {}, final {}: {} parameters",
