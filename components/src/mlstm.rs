@@ -134,9 +134,9 @@ impl SequenceMixer for Mlstm {
         plan.input("k", n_heads * d_qk);
         plan.input("v", n_heads * d_v);
         plan.input("o", n_heads * d_v);
-        plan.input("i", n_heads);
-        plan.input("f", n_heads);
-        // Little is written at first, and heads forget at different rates.
+        plan.input_with("i", n_heads, Init::ZEROS);
+        plan.input_with("f", n_heads, Init::ZEROS);
+        // Gates know nothing of the token at first: little is written at first, and heads forget at different rates.
         let input_bias = Init::Constant { value: -10.0 };
         let forget_bias = Init::Ramp { start: 3.0, end: 6.0, exponent: 1.0 };
         for (name, init) in [("i_bias", input_bias), ("f_bias", forget_bias)] {

@@ -43,6 +43,11 @@ pub enum Init {
         /// Largest number.
         max: f64,
     },
+    /// Blocks of rows, each with its own start: the slices of an in-projection.
+    Rows {
+        /// How many rows, and how they start.
+        blocks: Vec<(i64, Init)>,
+    },
     /// The inverse softplus of a step size drawn log-uniformly from `[min, max]`, never below `floor`: Mamba's
     /// bias of `dt_proj` (Gu & Dao 2023, section 3.6).
     InverseSoftplusLogUniform {
@@ -73,6 +78,18 @@ impl Init {
             Ok(tensor)
         };
         Ok(match *self {
+            Self::Rows { ref blocks } => {
+                let block = |(i, (rows, init)): (usize, &(i64, Self))| {
+                    let mut shape = shape.to_vec();
+                    if let Some(first) = shape.first_mut() {
+                        *first = *rows;
+                    }
+                    init.draw(&shape, super::seed_of(seed, &i.to_string()))
+                };
+                let blocks =
+                    blocks.iter().enumerate().map(block).collect::<torch_bridge::Result<Vec<_>>>()?;
+                Tensor::f_cat(&blocks, 0)?
+            }
             Self::Constant { value } => Tensor::f_full(shape, value, options)?,
             Self::Normal { std } => {
                 let mut tensor = Tensor::f_empty(shape, options)?;
@@ -100,5 +117,33 @@ impl Init {
                 &step + step.f_neg()?.f_expm1()?.f_neg()?.f_log()?
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn values(tensor: &Tensor) -> Vec<f32> {
+        Vec::try_from(tensor.flatten(0, -1)).unwrap()
+    }
+
+    #[test]
+    fn a_ramp_runs_from_start_to_end() {
+        let ramp = Init::Ramp { start: 3.0, end: 6.0, exponent: 1.0 };
+        assert_eq!(values(&ramp.draw(&[4], 0).unwrap()), [3.0, 4.0, 5.0, 6.0]);
+        assert_eq!(values(&ramp.draw(&[1], 0).unwrap()), [3.0]);
+        let bent = Init::Ramp { start: 5.0, end: -7.0, exponent: 2.0 };
+        assert_eq!(values(&bent.draw(&[2, 3], 0).unwrap()), [5.0, 2.0, -7.0, 5.0, 2.0, -7.0]);
+    }
+
+    #[test]
+    fn blocks_of_rows_start_in_their_own_way() {
+        let normal = Init::Normal { std: 1.0 };
+        let blocks = vec![(2, normal.clone()), (1, Init::ONES), (2, normal)];
+        let drawn = Init::Rows { blocks }.draw(&[5, 3], 7).unwrap();
+        assert_eq!(values(&drawn.get(2)), [1.0; 3]);
+        let [first, last] = [drawn.narrow(0, 0, 2), drawn.narrow(0, 3, 2)];
+        assert!(first.std(false).double_value(&[]) > 0.1 && !first.equal(&last));
     }
 }

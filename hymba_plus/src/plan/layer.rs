@@ -23,6 +23,9 @@ pub struct MatrixPlan {
     pub columns: i64,
     /// Whether there is a bias.
     pub bias: bool,
+    /// How it starts; none for the model's normal initialisation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init: Option<Init>,
 }
 
 impl MatrixPlan {
@@ -35,7 +38,8 @@ impl MatrixPlan {
             keep_float: false,
             trained: true,
         };
-        let mut all = vec![named("weight", vec![self.rows, self.columns], Init::Normal { std }, true)];
+        let init = self.init.clone().unwrap_or(Init::Normal { std });
+        let mut all = vec![named("weight", vec![self.rows, self.columns], init, true)];
         if self.bias {
             all.push(named("bias", vec![self.rows], Init::ZEROS, false));
         }
@@ -222,13 +226,18 @@ impl Planner<'_> {
         let slices = slices.into_iter();
         match config.in_projection {
             InProjection::Fused => {
-                let rows = slices.map(|(_, slice)| slice.rows).sum();
-                vec![MatrixPlan { name: format!("{}.in_proj", self.prefix), rows, columns, bias }]
+                let usual = Init::Normal { std: self.context.initializer_range };
+                let blocks: Vec<_> = slices
+                    .map(|(_, slice)| (slice.rows, slice.init.clone().unwrap_or_else(|| usual.clone())))
+                    .collect();
+                let rows = blocks.iter().map(|(rows, _)| rows).sum();
+                let init = blocks.iter().any(|(_, init)| *init != usual).then_some(Init::Rows { blocks });
+                vec![MatrixPlan { name: format!("{}.in_proj", self.prefix), rows, columns, bias, init }]
             }
             InProjection::Separate => slices
                 .map(|(mixer, slice)| {
                     let name = format!("{}.in_proj.{mixer}.{}", self.prefix, slice.name);
-                    MatrixPlan { name, rows: slice.rows, columns, bias }
+                    MatrixPlan { name, rows: slice.rows, columns, bias, init: slice.init.clone() }
                 })
                 .collect(),
         }
@@ -240,13 +249,14 @@ impl Planner<'_> {
             OutProjection::Shared => {
                 let fusion = self.fusion(&config.fusion, widths);
                 let columns = fusion.1.output_width;
-                let matrix = MatrixPlan { name: format!("{}.out_proj", self.prefix), rows, columns, bias };
+                let name = format!("{}.out_proj", self.prefix);
+                let matrix = MatrixPlan { name, rows, columns, bias, init: None };
                 (fusion, vec![matrix])
             }
             OutProjection::PerBranch => {
                 let matrices = layer.mixers.iter().zip(widths).map(|(mixer, &columns)| {
                     let name = format!("{}.out_proj.{}", self.prefix, mixer.name);
-                    MatrixPlan { name, rows, columns, bias }
+                    MatrixPlan { name, rows, columns, bias, init: None }
                 });
                 let matrices: Vec<_> = matrices.collect();
                 (self.fusion(&config.fusion, &vec![rows; widths.len()]), matrices)

@@ -24,6 +24,9 @@ pub struct InputSlice {
     pub rows: i64,
     /// Whether it is the layer's normed input as it is, outside the projection.
     pub raw: bool,
+    /// How its rows start; none for the model's normal initialisation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init: Option<Init>,
 }
 
 /// The type of a state tensor.
@@ -252,13 +255,24 @@ impl ModulePlan {
 
     /// Asks for a slice of the layer's in-projection.
     pub fn input(&mut self, name: &str, rows: i64) {
-        self.inputs.push(InputSlice { name: name.to_owned(), rows, raw: false });
+        self.inputs.push(InputSlice { name: name.to_owned(), rows, raw: false, init: None });
+        self.saved_per_token += rows;
+    }
+
+    /// Asks for a slice whose rows of the in-projection start in their own way.
+    pub fn input_with(&mut self, name: &str, rows: i64, init: Init) {
+        self.inputs.push(InputSlice { name: name.to_owned(), rows, raw: false, init: Some(init) });
         self.saved_per_token += rows;
     }
 
     /// Asks for the layer's normed input itself, `d_model` wide: for a mixer that owns its inner maps.
     pub fn raw_input(&mut self, name: &str) {
-        self.inputs.push(InputSlice { name: name.to_owned(), rows: self.context.d_model, raw: true });
+        self.inputs.push(InputSlice {
+            name: name.to_owned(),
+            rows: self.context.d_model,
+            raw: true,
+            init: None,
+        });
     }
 
     /// Size of the vocabulary.
