@@ -9,4 +9,5 @@ mod parallel;
 mod second;
 pub mod selective_scan;
 mod simd;
+pub mod slstm;
 pub mod ssd;

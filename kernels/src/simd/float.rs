@@ -20,6 +20,7 @@ pub(crate) trait Float:
 {
     const ZERO: Self;
     const ONE: Self;
+    const INFINITY: Self;
 
     /// `1 / ln 2`.
     const LOG2_E: Self;
@@ -35,6 +36,11 @@ pub(crate) trait Float:
     const EXP2: &'static [Self];
     /// `ln(1 + x) = s sum_i LOG1P[i] s^2i` with `s = x / (2 + x)`, for `0 <= x <= 1`.
     const LOG1P: &'static [Self];
+    /// `tanh(x) = x (sum_i TANH[0][i] x^2i) / (sum_i TANH[1][i] x^2i)` for small `x`: the continued fraction
+    /// `x / (1 + x^2 / (3 + x^2 / (5 + ..)))` up to 13, whose error at 0.35 is below 1e-17.
+    const TANH: [&'static [Self]; 2];
+    /// Up to here [`TANH`](Self::TANH) is used.
+    const TANH_TOP: Self;
 
     /// `2^n`, of a number that [`ROUNDER`](Self::ROUNDER) was added to.
     fn power_of_two(self) -> Self;
@@ -48,6 +54,7 @@ pub(crate) trait Float:
 impl Float for f32 {
     const ZERO: Self = 0.0;
     const ONE: Self = 1.0;
+    const INFINITY: Self = Self::INFINITY;
     const LOG2_E: Self = std::f32::consts::LOG2_E;
     const LN_2: [Self; 2] = [0.693_115_23, 3.194_618_5e-5];
     const EXP2_FLOOR: Self = -127.0;
@@ -66,6 +73,10 @@ impl Float for f32 {
     // error 4.1e-9
     const LOG1P: &'static [Self] = &[2.0, 0.666_663_2, 0.400_245_95, 0.279_651_58, 0.281_577_8];
 
+    const TANH: [&'static [Self]; 2] =
+        [&[135_135.0, 17_325.0, 378.0, 1.0], &[135_135.0, 62_370.0, 3150.0, 28.0]];
+    const TANH_TOP: Self = 0.35;
+
     #[inline(always)]
     fn power_of_two(self) -> Self {
         Self::from_bits(self.to_bits() << 23)
@@ -80,6 +91,7 @@ impl Float for f32 {
 impl Float for f64 {
     const ZERO: Self = 0.0;
     const ONE: Self = 1.0;
+    const INFINITY: Self = Self::INFINITY;
     const LOG2_E: Self = std::f64::consts::LOG2_E;
     const LN_2: [Self; 2] = [0.693_147_180_369_123_8, 1.908_214_929_270_587_8e-10];
     const EXP2_FLOOR: Self = -1023.0;
@@ -114,6 +126,10 @@ impl Float for f64 {
         0.083_245_065_118_608_21,
         0.170_441_635_627_813_98,
     ];
+
+    const TANH: [&'static [Self]; 2] =
+        [&[135_135.0, 17_325.0, 378.0, 1.0], &[135_135.0, 62_370.0, 3150.0, 28.0]];
+    const TANH_TOP: Self = 0.35;
 
     #[inline(always)]
     fn power_of_two(self) -> Self {

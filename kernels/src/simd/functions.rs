@@ -46,6 +46,21 @@ impl<F: Float, const L: usize> Lanes<F, L> {
         log1p + self.map(|x| if x > F::ZERO { x } else { F::ZERO })
     }
 
+    /// The hyperbolic tangent: `(1 - e^-2|x|) / (1 + e^-2|x|)`, and near 0, where that cancels, a rational function.
+    #[inline(always)]
+    pub(crate) fn tanh<I: Isa>(self) -> Self {
+        let one = Self::splat(F::ONE);
+        let size = self.map(|x| if x < F::ZERO { -x } else { x });
+        let small = size.map(|x| -(x + x)).exp::<I>();
+        let square = self * self;
+        let near = size * square.polynomial::<I>(F::TANH[0]) / square.polynomial::<I>(F::TANH[1]);
+        let far = (one - small) / (one + small);
+        let near = size.zip(near, |size, near| if size < F::TANH_TOP { near } else { F::INFINITY });
+        // Where `near` does not hold, it is infinite.
+        let value = near.zip(far, |near, far| if near < F::INFINITY { near } else { far });
+        self.zip(value, |x, value| if x < F::ZERO { -value } else { value })
+    }
+
     /// `min(max(self, low), high)`, and NaN for NaN.
     #[inline(always)]
     fn clamp(self, low: F, high: F) -> Self {
@@ -82,6 +97,7 @@ mod tests {
         Exp2,
         Sigmoid,
         Softplus,
+        Tanh,
     }
 
     impl<F: Float> Kernel for Apply<'_, F> {
@@ -96,6 +112,7 @@ mod tests {
                     Function::Exp2 => x.exp2::<I>(),
                     Function::Sigmoid => x.sigmoid::<I>(),
                     Function::Softplus => x.softplus::<I>(),
+                    Function::Tanh => x.tanh::<I>(),
                 };
                 y.store(chunk);
             }
@@ -109,6 +126,7 @@ mod tests {
             Function::Exp2 => x.exp2(),
             Function::Sigmoid => 1.0 / (1.0 + (-x).exp()),
             Function::Softplus => x.max(0.0) + (-x.abs()).exp().ln_1p(),
+            Function::Tanh => x.tanh(),
         }
     }
 
@@ -145,6 +163,9 @@ mod tests {
             worst::<f32>(Function::Softplus, range, epsilon, from, f64::from);
             worst::<f32>(Function::Sigmoid, [-range[1], range[1]], epsilon, from, f64::from);
         }
+        for range in [[-1e-3, 1.1e-3], [-0.5, 0.51], [-12.0, 13.0]] {
+            worst::<f32>(Function::Tanh, range, epsilon, from, f64::from);
+        }
         worst::<f32>(Function::Exp2, [-125.9, 127.4], epsilon, from, f64::from);
     }
 
@@ -154,6 +175,9 @@ mod tests {
             for function in [Function::Exp, Function::Softplus] {
                 worst::<f64>(function, range, f64::EPSILON, |x| x, |x| x);
             }
+        }
+        for range in [[-1e-3, 1.1e-3], [-0.5, 0.51], [-25.0, 26.0]] {
+            worst::<f64>(Function::Tanh, range, f64::EPSILON, |x| x, |x| x);
         }
         worst::<f64>(Function::Sigmoid, [-700.0, 700.0], f64::EPSILON, |x| x, |x| x);
         worst::<f64>(Function::Exp2, [-1021.0, 1023.0], f64::EPSILON, |x| x, |x| x);
@@ -170,6 +194,10 @@ mod tests {
         for (isa, softplus) in run_each(&Apply { function: Function::Softplus, inputs: &inputs }) {
             assert_eq!(softplus[..6], [0.0, 0.0, 0.0, 200.0, 1e30, f32::INFINITY], "{isa}");
             assert!(softplus[6].is_nan(), "{isa}");
+        }
+        for (isa, tanh) in run_each(&Apply { function: Function::Tanh, inputs: &inputs }) {
+            assert_eq!(tanh[..6], [-1.0, -1.0, -1.0, 1.0, 1.0, 1.0], "{isa}");
+            assert!(tanh[6].is_nan(), "{isa}");
         }
         for (isa, sigmoid) in run_each(&Apply { function: Function::Sigmoid, inputs: &inputs }) {
             assert_eq!(sigmoid[..6], [0.0, 0.0, 0.0, 1.0, 1.0, 1.0], "{isa}");

@@ -60,7 +60,7 @@ impl<F: Float, const L: usize> Lanes<F, L> {
     }
 
     #[inline(always)]
-    fn zip(self, other: Self, f: impl Fn(F, F) -> F) -> Self {
+    pub(crate) fn zip(self, other: Self, f: impl Fn(F, F) -> F) -> Self {
         let mut out = self;
         for l in 0..L {
             out.0[l] = f(self.0[l], other.0[l]);
