@@ -2,6 +2,7 @@
 //! registry, so a binary needs only `use components as _;` to have them all.
 
 mod attention;
+mod block_diagonal;
 mod embedding;
 mod fusion;
 mod head;
@@ -9,9 +10,11 @@ mod mamba;
 mod mamba2;
 mod mlp;
 mod mlstm;
+mod mlstm_block;
 mod none;
 mod norm;
 mod rope;
+mod slstm;
 
 #[cfg(test)]
 hymba_plus::conformance_test!();
