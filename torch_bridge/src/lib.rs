@@ -15,6 +15,7 @@
 //! | [`memory`] | what a device or the process has allocated |
 //! | [`device`] | synchronisation, streams, threads, determinism, precision |
 //! | [`parallel`] | work on libtorch's own threads |
+//! | [`mapped`] | files mapped into memory |
 //! | [`tensors`] | bytes in and out, and checked typed slices for kernels |
 //!
 //! # Invariants
@@ -37,6 +38,7 @@ pub mod device;
 mod error;
 mod ffi;
 pub mod guards;
+pub mod mapped;
 pub mod memory;
 pub mod ops;
 pub mod optim;
