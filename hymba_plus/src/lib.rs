@@ -16,6 +16,7 @@ pub mod reference;
 pub mod registry;
 pub mod state;
 pub mod testing;
+pub mod weights;
 
 pub use hymba_plus_macros::component_config;
 #[doc(hidden)]
