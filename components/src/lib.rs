@@ -4,6 +4,7 @@
 mod attention;
 mod block_diagonal;
 mod embedding;
+mod formats;
 mod fusion;
 mod head;
 mod mamba;

@@ -61,11 +61,13 @@ conformance!(sequence_mixer "mamba": { d_inner: 10, d_state: 3, d_conv: 3, inner
 conformance!(sequence_mixer "mamba": { expand: 1.0, d_state: 5, d_conv: 1, conv_bias: false, dt_rank: 3 });
 
 impl Mamba {
-    fn inner(&self, d_model: i64) -> i64 {
+    /// Inner channels in a model of that width.
+    pub(crate) fn inner(&self, d_model: i64) -> i64 {
         self.d_inner.unwrap_or((self.expand * d_model as f64).round() as i64)
     }
 
-    fn rank(&self, d_model: i64) -> i64 {
+    /// Rank of the step sizes in a model of that width.
+    pub(crate) fn rank(&self, d_model: i64) -> i64 {
         self.dt_rank.unwrap_or((d_model + 15) / 16)
     }
 }

@@ -1,0 +1,9 @@
+//! Formats of foreign weights, a file each: how the models of other libraries become ours and back.
+
+mod common;
+mod decoder;
+mod hymba;
+mod llama;
+mod mamba;
+mod mistral;
+mod rope;
