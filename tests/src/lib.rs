@@ -42,11 +42,7 @@ pub fn read_safetensors(path: &Path) -> BTreeMap<String, Tensor> {
     let file = safetensors::SafeTensors::deserialize(&bytes).unwrap_or_else(|error| panic!("{error}"));
     let tensor = |view: &safetensors::tensor::TensorView<'_>| {
         let shape: Vec<i64> = view.shape().iter().map(|&size| size as i64).collect();
-        let kind = match view.dtype() {
-            safetensors::Dtype::F32 => Kind::Float,
-            safetensors::Dtype::I64 => Kind::Int64,
-            other => panic!("{other:?} is not used in fixtures"),
-        };
+        let kind = hymba_plus::weights::kind_of(view.dtype()).unwrap_or_else(|| panic!("{:?}", view.dtype()));
         torch_bridge::tensors::from_bytes(view.data(), &shape, kind).unwrap_or_else(|error| panic!("{error}"))
     };
     file.tensors().iter().map(|(name, view)| (name.clone(), tensor(view))).collect()

@@ -2,29 +2,23 @@
 #![allow(clippy::unwrap_used)] // a test that fails should fail loudly
 
 use hymba_plus::{
-    model::{Model, Observers, Taps},
+    model::{BuildOptions, Model, Observers, Taps},
     state::SpanInput,
+    weights::Foreign,
 };
 use hymba_tests::{official, read_safetensors, relative_rms};
 use tch::{Kind, Tensor};
 
-const WINDOW: i64 = 8;
-
-fn fixture(name: &str, window: i64, kind: Kind) -> Model {
-    let model = hymba_tests::model(&official::model_section(name, window), kind, 0);
-    official::load(
-        &model,
-        &read_safetensors(&official::folder().join(format!("{name}.weights.safetensors"))),
-    );
-    model
+fn model(foreign: &Foreign, kind: Kind) -> Model {
+    foreign.model(BuildOptions { kind, ..BuildOptions::default() }).unwrap()
 }
 
 fn parity(name: &str, kind: Kind, forward: f64, backward: f64) {
     let folder = official::folder();
     let io = read_safetensors(&folder.join(format!("{name}.io.safetensors")));
     let gradients = read_safetensors(&folder.join(format!("{name}.grads.safetensors")));
-    // The official full forward lets W + 1 text keys through.
-    let model = fixture(name, WINDOW + 1, kind);
+    let foreign = official::foreign(name, "prefill");
+    let model = model(&foreign, kind);
     let (before, after) = (Taps::default(), Taps::default());
     let ids = &io["input_ids"];
     let initial = model.initial_state_observed(false, Observers::taps(&before)).unwrap();
@@ -66,16 +60,16 @@ fn parity(name: &str, kind: Kind, forward: f64, backward: f64) {
     println!("{name} {kind:?}: forward worst {:.2e} at {}", worst.0, worst.1);
     loss.backward();
     let mut worst = (0.0, String::new());
-    for (official, theirs) in &gradients {
-        let ours = official::our_name(official);
-        let Some(parameter) = model.parameters().get(&ours) else { continue };
-        let error = relative_rms(&parameter.tensor.grad(), &theirs.reshape(parameter.plan.shape.as_slice()));
+    let gradients = foreign.mapping().translate(&gradients).unwrap();
+    assert_eq!(gradients.len(), model.parameters().len(), "every parameter has a gradient to compare with");
+    for (ours, theirs) in &gradients {
+        let error = relative_rms(&model.parameters().get(ours).unwrap().tensor.grad(), theirs);
         assert!(
             error <= backward,
             "{name} {kind:?} gradient of {ours}: relative RMS {error:.2e} > {backward:.0e}"
         );
         if error > worst.0 {
-            worst = (error, ours);
+            worst = (error, ours.clone());
         }
     }
     println!("{name} {kind:?}: {} gradients, worst {:.2e} at {}", gradients.len(), worst.0, worst.1);
@@ -106,7 +100,7 @@ fn kqnorm_in_32_bits() {
 fn window_w_is_the_official_decoding() {
     for name in ["base", "kqnorm"] {
         let io = read_safetensors(&official::folder().join(format!("{name}.io.safetensors")));
-        let model = fixture(name, WINDOW, Kind::Double);
+        let model = model(&official::foreign(name, "cache"), Kind::Double);
         let _guard = torch_bridge::guards::NoGrad::new();
         let ids = &io["input_ids"];
         let initial = model.initial_state(false).unwrap();

@@ -7,7 +7,7 @@ use tch::Kind;
 
 #[test]
 fn the_released_model_has_its_parameters_and_its_state() {
-    let plan = plan(&official::model_section("Hymba-1.5B-Base", 1024));
+    let plan = plan(&official::model_section("Hymba-1.5B-Base").to_string());
     assert_eq!(plan.parameter_count(), 1_522_797_824);
     // The official accounting: everything in two bytes, four columns of convolution, no positions.
     let (mut official, mut ours) = (0, 0);
@@ -35,7 +35,7 @@ fn the_released_model_has_its_parameters_and_its_state() {
 
 #[test]
 fn a_model_has_exactly_the_parameters_of_its_plan() {
-    let model = model(&official::model_section("kqnorm", 8), Kind::Float, 0);
+    let model = model(&official::model_section("kqnorm").to_string(), Kind::Float, 0);
     let planned: Vec<_> = model.plan().parameters.iter().map(|p| (p.name.clone(), p.shape.clone())).collect();
     let built: Vec<_> = model.parameters().iter().map(|p| (p.plan.name.clone(), p.tensor.size())).collect();
     assert_eq!(planned, built);
@@ -72,7 +72,7 @@ block_pattern:
 
 #[test]
 fn the_picture_shows_every_layer_and_every_kind_of_layer() {
-    let plan = plan(&official::model_section("Hymba-1.5B-Base", 1024));
+    let plan = plan(&official::model_section("Hymba-1.5B-Base").to_string());
     let svg = plan.svg("a < b", 2048);
     assert!(svg.starts_with("<svg ") && svg.ends_with("</svg>\n") && svg.contains("<title>a &lt; b</title>"));
     assert_eq!(svg.matches("<title>layer ").count(), 64, "two mixers for each of 32 layers");

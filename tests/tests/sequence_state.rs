@@ -17,8 +17,11 @@ const EXACT: f64 = 1e-10;
 
 fn hymba() -> (Model, naive::Shape) {
     // Weights of the official fixture, the plain rotary embedding of `kqnorm` without its norms.
-    let section = official::model_section("kqnorm", WINDOW).replace("qk_norm: per_head", "qk_norm: none");
-    let model = hymba_tests::model(&section, Kind::Double, 3);
+    let mut section = official::model_section("kqnorm");
+    let attention = &mut section["block_pattern"]["layer"]["mixers"][0];
+    assert_eq!(attention["window"], WINDOW);
+    attention["qk_norm"] = "none".into();
+    let model = hymba_tests::model(&section.to_string(), Kind::Double, 3);
     let _guard = NoGrad::new();
     for parameter in model.parameters() {
         // Larger than the initialisation, so that no path is drowned by the residual stream.
