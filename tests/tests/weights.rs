@@ -19,7 +19,7 @@ use tch::{Kind, Tensor};
 fn folders() -> Vec<(String, tempfile::TempDir)> {
     let transformers = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures/transformers");
     let mut folders = Vec::new();
-    for name in ["llama", "llama3_tied", "mamba", "mistral"] {
+    for name in ["llama", "llama3_tied", "mamba", "mistral", "jamba"] {
         let folder = tempfile::tempdir().unwrap();
         for file in ["config.json", "model.safetensors"] {
             std::fs::copy(transformers.join(name).join(file), folder.path().join(file)).unwrap();
@@ -331,7 +331,7 @@ fn a_model_goes_to_the_first_format_that_can_say_it() {
 fn what_a_format_cannot_say_is_refused_with_the_reason() {
     type Change = fn(&mut Value);
     let folder = tempfile::tempdir().unwrap();
-    let cases: [(&str, Change, &str); 8] = [
+    let cases: [(&str, Change, &str); 10] = [
         ("llama", |_| (), "layers[0].mixers[0].window is 8, there it would be null"),
         ("mistral", |s| s["meta_tokens"] = json!(3), "meta_tokens is 3, there it would be 0"),
         (
@@ -360,6 +360,21 @@ fn what_a_format_cannot_say_is_refused_with_the_reason() {
             "layers[0].channel_mixer is `relu2`, this format has `swiglu`",
         ),
         ("mamba", |_| (), "layers[0] has the mixers [\"attention\"], a layer of this format has [\"mamba\"]"),
+        ("jamba", |_| (), "no layer has the mixer `mamba`"),
+        (
+            "jamba",
+            |s| {
+                let attention = s["block_pattern"]["layer"].clone();
+                let mut mamba = attention.clone();
+                mamba["mixers"] = json!([{ "kind": "mamba", "inner_norm": "rms_norm" }]);
+                s["n_layers"] = json!(3);
+                s["block_pattern"] = json!({
+                    "kind": "custom", "layers": { "a": attention, "m": mamba },
+                    "sequence": [{ "layer": "m" }, { "layer": "a", "repeat": 2 }],
+                });
+            },
+            "layers [1, 2] have attention, this format has one such layer at the same place of every period",
+        ),
     ];
     for (format, change, part) in cases {
         let options = ExportOptions { format: Some(Component::of(format)), ..ExportOptions::default() };

@@ -3,6 +3,7 @@
 mod common;
 mod decoder;
 mod hymba;
+mod jamba;
 mod llama;
 mod mamba;
 mod mistral;
