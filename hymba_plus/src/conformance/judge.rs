@@ -76,9 +76,9 @@ impl Judge {
             self.refuse(tensor, format!("{mine:?} instead of {theirs:?}"));
         } else if !got.f_equal(expected)? {
             let (error, at) = distance(got, expected, None)?;
-            let detail = format!("{}, bit for bit the same was expected", at.values(got, expected)?);
-            let (row, token) = at.row_and_token(got);
-            self.break_at(Deviation { tensor: tensor.to_owned(), row, token, error, tolerance: 0.0, detail });
+            let detail = format!("element {:?} is {}, not bit for bit", at.0, at.values(got, expected)?);
+            let tensor = tensor.to_owned();
+            self.break_at(Deviation { tensor, row: None, token: None, error, tolerance: 0.0, detail });
         }
         Ok(())
     }

@@ -93,8 +93,9 @@ impl<'a> Run<'a> {
             Ok((key.clone(), all.f_gather(1, &index.f_expand([size[0], size[1], width], false)?, false)?))
         };
         let mask = |bits: &[bool]| -> Result<Tensor> { Ok(Tensor::f_from_slice(bits)?.f_view(size)?) };
+        let x = self.streams.text.iter().map(gather).collect::<Result<_>>()?;
         Ok(Operands {
-            x: self.streams.text.iter().map(gather).collect::<Result<_>>()?,
+            x: side_by_side(&x)?,
             size,
             valid: padded.then(|| mask(&valid)).transpose()?,
             resets: packed.then(|| mask(&resets)).transpose()?,
@@ -143,6 +144,18 @@ impl<'a> Run<'a> {
         };
         self.rows.iter().map(whole).collect()
     }
+}
+
+/// The same slices as views of one tensor, as they are cut from one projection.
+fn side_by_side(x: &Tensors) -> Result<Tensors> {
+    let fused = Tensor::f_cat(&x.values().collect::<Vec<_>>(), 2)?;
+    let mut start = 0;
+    let cut = x.iter().map(|(key, x)| {
+        let width = x.size()[2];
+        start += width;
+        Ok((key.clone(), fused.f_narrow(2, start - width, width)?))
+    });
+    cut.collect()
 }
 
 /// Outputs of a whole layout from the initial state, row by row.
