@@ -207,7 +207,7 @@ impl FaultyModule {
             Fault::FutureLeak => y + next(y) * 1e-3,
             Fault::FutureLeakDetached => y + next(&y.detach()) * 1e-3,
             Fault::RowsMixed => y + y.mean_dim([0].as_slice(), true, y.kind()) * 1e-3,
-            Fault::Unsteady if y.kind() == Kind::Double => y * (y.detach().randn_like() * 1e-15 + 1.0),
+            Fault::Unsteady if y.kind() == Kind::Double => y * (y.detach().randn_like() * 3e-16 + 1.0),
             Fault::OutputKind if y.kind() == Kind::BFloat16 => y.to_kind(Kind::Float),
             Fault::ReadAtBuild => y * self.factor.unwrap_or(1.0),
             Fault::NotNeutral => y + x.get("x")? * 1e-3,
