@@ -83,7 +83,7 @@ register!(sequence_mixer "faulty" => Faulty);
 
 impl Faulty {
     fn window(&self) -> Option<i64> {
-        self.of.config.get("window").and_then(|window| window.as_i64())
+        self.of.config.get("window").and_then(serde_json::Value::as_i64)
     }
 }
 
