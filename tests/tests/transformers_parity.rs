@@ -104,3 +104,13 @@ fn mamba() {
 fn jamba_with_norms_inside_mamba() {
     parity("jamba");
 }
+
+#[test]
+fn mamba2_with_groups() {
+    parity("mamba2");
+}
+
+#[test]
+fn xlstm_with_soft_caps() {
+    parity("xlstm");
+}

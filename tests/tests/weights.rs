@@ -19,7 +19,7 @@ use tch::{Kind, Tensor};
 fn folders() -> Vec<(String, tempfile::TempDir)> {
     let transformers = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures/transformers");
     let mut folders = Vec::new();
-    for name in ["llama", "llama3_tied", "mamba", "mistral", "jamba"] {
+    for name in ["llama", "llama3_tied", "mamba", "mistral", "jamba", "mamba2", "xlstm"] {
         let folder = tempfile::tempdir().unwrap();
         for file in ["config.json", "model.safetensors"] {
             std::fs::copy(transformers.join(name).join(file), folder.path().join(file)).unwrap();
@@ -327,11 +327,16 @@ fn a_model_goes_to_the_first_format_that_can_say_it() {
     assert_eq!(names.len(), 2, "nothing is left beside the folders: {names:?}");
 }
 
+/// Gives the layers of [`own_model`] this mixer alone.
+fn one_mixer(section: &mut Value, mixer: &Value) {
+    section["block_pattern"]["layer"]["mixers"] = json!([mixer]);
+}
+
 #[test]
 fn what_a_format_cannot_say_is_refused_with_the_reason() {
     type Change = fn(&mut Value);
     let folder = tempfile::tempdir().unwrap();
-    let cases: [(&str, Change, &str); 10] = [
+    let cases: [(&str, Change, &str); 13] = [
         ("llama", |_| (), "layers[0].mixers[0].window is 8, there it would be null"),
         ("mistral", |s| s["meta_tokens"] = json!(3), "meta_tokens is 3, there it would be 0"),
         (
@@ -374,6 +379,22 @@ fn what_a_format_cannot_say_is_refused_with_the_reason() {
                 });
             },
             "layers [1, 2] have attention, this format has one such layer at the same place of every period",
+        ),
+        (
+            "mamba2",
+            |s| one_mixer(s, &json!({ "kind": "mamba2", "d_inner": 24, "n_heads": 2 })),
+            "24 inner channels",
+        ),
+        ("xlstm", |s| one_mixer(s, &json!({ "kind": "mlstm", "n_heads": 2 })), "queries are 8 channels wide"),
+        (
+            "xlstm",
+            |s| {
+                one_mixer(s, &json!({ "kind": "mlstm", "n_heads": 2, "head_dim": 32, "v_head_dim": 64 }));
+                s["head"] = json!({ "kind": "language", "soft_cap": 20.0 });
+                s["tie_embeddings"] = json!(false);
+                s["norm"] = json!({ "kind": "rms_norm", "eps": 1e-5 });
+            },
+            "layers[0].mixers[0].norm.eps is 1e-6, there it would be 0.00001",
         ),
     ];
     for (format, change, part) in cases {

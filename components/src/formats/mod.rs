@@ -6,5 +6,7 @@ mod hymba;
 mod jamba;
 mod llama;
 mod mamba;
+mod mamba2;
 mod mistral;
 mod rope;
+mod xlstm;

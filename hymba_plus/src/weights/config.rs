@@ -120,7 +120,17 @@ impl ForeignConfig {
         }
     }
 
-    /// A list of numbers that are not negative, or none.
+    /// A list of numbers, or none; `{"__float__": "Infinity"}` counts as one.
+    pub fn numbers(&mut self, key: &str) -> Option<Vec<f64>> {
+        let value = self.value(key)?;
+        let list = value.as_array().and_then(|list| list.iter().map(number).collect());
+        if list.is_none() {
+            self.wrong(key, &value, "a list of numbers");
+        }
+        list
+    }
+
+    /// A list of whole numbers that are not negative, or none.
     pub fn indices(&mut self, key: &str) -> Option<Vec<usize>> {
         let value = self.value(key)?;
         let list = value.as_array().and_then(|list| indices(list));
