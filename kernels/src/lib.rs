@@ -4,6 +4,7 @@
 pub mod attention;
 pub mod causal_conv1d;
 pub mod mlstm;
+pub mod moe;
 mod operands;
 mod parallel;
 mod second;
