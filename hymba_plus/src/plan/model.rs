@@ -58,6 +58,8 @@ pub struct Totals {
     pub tokens: i64,
     /// Elements of all parameters.
     pub parameters: u64,
+    /// Elements that one token's pass uses: those of experts that it does not go to are left out.
+    pub active_parameters: u64,
     /// Forward operations per token, the mean over the document; training takes three times as many.
     pub flops_per_token: f64,
     /// Bytes of one sequence's state after the document, with activations in two bytes.
@@ -236,9 +238,11 @@ impl ModelPlan {
         let outputs: i64 = self.all_heads().map(|head| head.module.output_width).sum();
         let saved = saved + self.layers.len() as i64 * 4 * self.d_model + 2 * outputs;
         let parameters = self.parameter_count();
+        let idle = self.layers.iter().flat_map(LayerPlan::modules).map(|module| module.idle_parameters).sum();
         Totals {
             tokens,
             parameters,
+            active_parameters: parameters.saturating_sub(idle),
             flops_per_token: layers + ends,
             state_bytes: all,
             fixed_state_bytes: bytes(tokens, &|growth| matches!(growth, Growth::Fixed | Growth::Prefix)),

@@ -216,6 +216,8 @@ pub struct ModulePlan {
     pub flops: Flops,
     /// Values per token that a backward pass needs, roughly.
     pub saved_per_token: i64,
+    /// Elements of its parameters that the pass of one token does not use: experts that it does not go to.
+    pub idle_parameters: u64,
     /// Keys and values it can share.
     pub kv_shape: Option<KvShape>,
     /// Rows of the embedding's matrix that a tied head uses; none when it uses no such matrix.
@@ -244,6 +246,7 @@ impl ModulePlan {
             states: Vec::new(),
             flops: Flops::default(),
             saved_per_token: 0,
+            idle_parameters: 0,
             kv_shape: None,
             tied_rows: None,
             longest_document: None,

@@ -47,8 +47,12 @@ impl ModelPlan {
 
     fn render_totals(&self, text: &mut String, tokens: i64) {
         let totals = self.totals(tokens);
+        let mut parameters = grouped(totals.parameters);
+        if totals.active_parameters != totals.parameters {
+            let _ = write!(parameters, ", {} of them active for a token", grouped(totals.active_parameters));
+        }
         let rows = [
-            ("parameters", grouped(totals.parameters)),
+            ("parameters", parameters),
             (
                 "forward per token",
                 format!(
