@@ -20,6 +20,14 @@ pub trait Task {
     /// Whatever the stage reports; it stops the run.
     fn loss(&mut self, batch: &Self::Batch) -> Result<Loss, TaskError>;
 
+    /// Called after each step of the optimizer, with the parameters as they are then; without gradients.
+    ///
+    /// # Errors
+    /// Whatever the stage reports; it stops the run.
+    fn after_step(&mut self) -> Result<(), TaskError> {
+        Ok(())
+    }
+
     /// What there is to measure on held-out data, by name. Runs without gradients, under autocast if the precision wants it; random numbers that
     /// it draws do not change the training.
     ///
@@ -52,11 +60,14 @@ pub struct Loss {
     /// Sum over the micro-batch's [`target_tokens`](Weighted::target_tokens), a differentiable scalar `[]`. The loop
     /// divides by the targets of the whole step, so gradients do not depend on how it was cut into micro-batches.
     pub sum: Tensor,
+    /// What is shown beside the loss, by name: scalars `[]`, each a mean over the micro-batch. The loop averages them over
+    /// the step's micro-batches by their targets. Every loss of a task names the same.
+    pub measured: Vec<(String, Tensor)>,
 }
 
 impl Loss {
     /// A loss from its sum over the targets.
     pub fn of_sum(sum: Tensor) -> Self {
-        Self { sum }
+        Self { sum, measured: Vec::new() }
     }
 }

@@ -32,6 +32,9 @@ fn a_run_learns_and_leaves_what_it_should() {
         lines.iter().filter(|line| line.kind == kind).map(|line| line.values[name].unwrap()).collect()
     };
     assert_eq!((loss("train", "loss").len(), loss("evaluation", "validation_loss").len()), (30, 12));
+    // After each step the task is told; a number that it gave with the loss stands beside it.
+    let before: Vec<f64> = (1..=30).map(|n| f64::from(2 * n - 1)).collect();
+    assert_eq!(loss("train", "steps_before"), before);
     let validation = loss("evaluation", "validation_loss");
     assert!(validation[11] < 0.85 * validation[0], "{validation:?}");
     assert_eq!(outcome.evaluation[0], ("validation_loss".to_owned(), validation[11]));
@@ -59,6 +62,7 @@ fn parts_of_a_batch_give_the_gradients_of_the_whole() {
         (double(&weights), metrics(folder.path()))
     };
     let (whole, whole_metrics) = weights(1);
+    assert!(whole_metrics[0].values["mean_target"].is_some_and(|mean| mean > 1.0));
     for accumulation in [2, 4, 8] {
         let (parts, parts_metrics) = weights(accumulation);
         for (a, b) in whole.iter().zip(&parts) {

@@ -25,8 +25,8 @@ pub struct MetricRecord {
     pub step: u64,
     /// Targets that were learnt from up to this step.
     pub tokens: u64,
-    /// What was measured, by name: `loss` (nats per target of this step), `lr`, `grad_norm` (before clipping) for a
-    /// step; `validation_loss` and the task's own for an evaluation.
+    /// What was measured, by name: `loss` (what is minimised, per target of this step), `lr`, `grad_norm` (before
+    /// clipping) and the task's own for a step; `validation_loss` and the task's own for an evaluation.
     #[serde(flatten)]
     pub values: BTreeMap<String, Option<f64>>,
 }

@@ -3,14 +3,14 @@
 use std::time::{Duration, Instant};
 
 use tch::{Device, Kind, Tensor};
-use torch_bridge::{autograd, optim};
+use torch_bridge::{autograd, guards::NoGrad, optim};
 
 use super::TrainLoop;
 use crate::{
     data::{Loader, Weighted},
     error::TrainError,
     optimizer,
-    task::Task,
+    task::{Loss, Task},
     telemetry::{MetricRecord, Reading},
 };
 
@@ -20,16 +20,45 @@ pub(super) struct Pending {
     step: u64,
     tokens: u64,
     lr: f64,
+    /// What else the task measured.
+    measured: Vec<String>,
     numbers: Numbers,
 }
 
-/// Loss per target and norm of the gradients.
+/// Loss per target, norm of the gradients, and what else the task measured.
 #[derive(Debug)]
 enum Numbers {
-    /// Still on the device, `Double [2]`.
+    /// Still on the device, `Double [2 + measured]`.
     OnDevice(Tensor),
-    /// Read, and found to be finite.
-    Read { loss: f64, norm: f64 },
+    /// Read; loss and norm were found to be finite.
+    Read { loss: f64, norm: f64, measured: Vec<f64> },
+}
+
+/// Sums over the micro-batches of a step.
+#[derive(Debug, Default)]
+struct Sums {
+    /// Names of what the task measured.
+    measured: Vec<String>,
+    /// The loss and what was measured, `Double [1 + measured]`; none before the first micro-batch.
+    values: Option<Tensor>,
+}
+
+impl Sums {
+    /// Adds a micro-batch that has the share `share` of the step's targets. `mean` is its part of the step's mean loss.
+    fn add(&mut self, mean: &Tensor, loss: &Loss, share: f64) -> Result<(), tch::TchError> {
+        let wide = |x: &Tensor| x.f_detach()?.f_to_kind(Kind::Double);
+        let mut values = vec![wide(mean)?];
+        for (_, value) in &loss.measured {
+            values.push(wide(value)? * share);
+        }
+        let values = Tensor::f_stack(&values, 0)?;
+        self.values = Some(match &self.values {
+            Some(sum) => sum.f_add(&values)?,
+            None => values,
+        });
+        self.measured = loss.measured.iter().map(|(name, _)| name.clone()).collect();
+        Ok(())
+    }
 }
 
 impl<T: Task, L: Loader<Batch = T::Batch>> TrainLoop<'_, T, L> {
@@ -38,9 +67,16 @@ impl<T: Task, L: Loader<Batch = T::Batch>> TrainLoop<'_, T, L> {
     pub(super) fn make_step(&mut self) -> Result<(), TrainError> {
         let batches = self.loader.next_batches(self.config.batch_size, self.config.accumulation)?;
         let targets: i64 = batches.iter().map(Weighted::target_tokens).sum();
-        let loss = self.accumulate(&batches, targets.max(1))?;
+        let sums = self.accumulate(&batches, targets.max(1))?;
         let norm = self.clip().map_err(self.torch_error())?;
-        let numbers = Tensor::f_stack(&[loss, norm], 0).map_err(|error| self.torch_error()(error.into()))?;
+        let numbers = || -> Result<Tensor, tch::TchError> {
+            // The loader never gives an empty list of micro-batches.
+            let values =
+                sums.values.map_or_else(|| Tensor::f_zeros([1], (Kind::Double, norm.device())), Ok)?;
+            let measured = values.f_narrow(0, 1, sums.measured.len() as i64)?;
+            Tensor::f_cat(&[values.f_narrow(0, 0, 1)?, norm.f_reshape([1])?, measured], 0)
+        };
+        let numbers = numbers().map_err(|error| self.torch_error()(error.into()))?;
 
         let factor = self.schedule.factor(self.step, self.config.steps);
         self.tokens += targets as u64;
@@ -48,6 +84,7 @@ impl<T: Task, L: Loader<Batch = T::Batch>> TrainLoop<'_, T, L> {
             step: self.step + 1,
             tokens: self.tokens,
             lr: self.lr * factor,
+            measured: sums.measured,
             numbers: Numbers::OnDevice(numbers),
         });
         if self.reads_are_free() {
@@ -57,16 +94,20 @@ impl<T: Task, L: Loader<Batch = T::Batch>> TrainLoop<'_, T, L> {
             self.name_unreached();
         }
         self.optimizer.step(factor)?;
+        {
+            let _guard = NoGrad::new();
+            self.task.after_step().map_err(self.task_error())?;
+        }
         self.step += 1;
         self.progress.advance(self.step);
         Ok(())
     }
 
-    /// Gradients of the mean loss over all targets of the step; gives that mean, `Double []`.
-    fn accumulate(&mut self, batches: &[T::Batch], targets: i64) -> Result<Tensor, TrainError> {
+    /// Gradients of the mean loss over all targets of the step; gives that mean, and means of what was measured.
+    fn accumulate(&mut self, batches: &[T::Batch], targets: i64) -> Result<Sums, TrainError> {
         let (torch_error, task_error) = (self.torch_error(), self.task_error());
         optimizer::zero_gradients(self.task.parameters()).map_err(&torch_error)?;
-        let mut total: Option<Tensor> = None;
+        let mut sums = Sums::default();
         for batch in batches {
             let loss = {
                 let _autocast = self.run.autocast();
@@ -74,14 +115,10 @@ impl<T: Task, L: Loader<Batch = T::Batch>> TrainLoop<'_, T, L> {
             };
             let mean = loss.sum.f_div_scalar(targets).map_err(|error| torch_error(error.into()))?;
             autograd::backward(&[&mean], None, false).map_err(&torch_error)?;
-            let add = || -> Result<Tensor, tch::TchError> {
-                let part = mean.f_detach()?.f_to_kind(Kind::Double)?;
-                total.as_ref().map_or(Ok(part.shallow_clone()), |total| total.f_add(&part))
-            };
-            total = Some(add().map_err(|error| torch_error(error.into()))?);
+            let share = batch.target_tokens() as f64 / targets as f64;
+            sums.add(&mean, &loss, share).map_err(|error| torch_error(error.into()))?;
         }
-        // The loader never gives an empty list of micro-batches.
-        Ok(total.unwrap_or_else(|| Tensor::from(0.0)))
+        Ok(sums)
     }
 
     /// Clips the gradients if told to; gives their norm before, `Double []`.
@@ -112,10 +149,10 @@ impl<T: Task, L: Loader<Batch = T::Batch>> TrainLoop<'_, T, L> {
         if unread.is_empty() {
             return Ok(());
         }
-        let read = || Vec::<Vec<f64>>::try_from(Tensor::f_stack(&unread, 0)?.f_to_device(Device::Cpu)?);
-        let rows = read().map_err(|error| self.torch_error()(error.into()))?;
-        let unread = self.pending.iter_mut().filter(|pending| pending.unread().is_some());
-        for (pending, row) in unread.zip(rows) {
+        let read = || Vec::<f64>::try_from(Tensor::f_cat(&unread, 0)?.f_to_device(Device::Cpu)?);
+        let mut numbers = read().map_err(|error| self.torch_error()(error.into()))?.into_iter();
+        for pending in self.pending.iter_mut().filter(|pending| pending.unread().is_some()) {
+            let row: Vec<f64> = numbers.by_ref().take(2 + pending.measured.len()).collect();
             for (what, value) in ["loss", "grad_norm"].into_iter().zip(&row) {
                 if !value.is_finite() {
                     return Err(TrainError::NotFinite {
@@ -128,7 +165,7 @@ impl<T: Task, L: Loader<Batch = T::Batch>> TrainLoop<'_, T, L> {
                     });
                 }
             }
-            pending.numbers = Numbers::Read { loss: row[0], norm: row[1] };
+            pending.numbers = Numbers::Read { loss: row[0], norm: row[1], measured: row[2..].to_vec() };
         }
         self.pending.drain(..self.pending.len() - 1);
         Ok(())
@@ -138,18 +175,21 @@ impl<T: Task, L: Loader<Batch = T::Batch>> TrainLoop<'_, T, L> {
     pub(super) fn log(&mut self) -> Result<(), TrainError> {
         self.check_pending()?;
         let Some(pending) = self.pending.pop() else { return Ok(()) };
-        let Numbers::Read { loss, norm } = pending.numbers else { return Ok(()) };
+        let Numbers::Read { loss, norm, measured } = pending.numbers else { return Ok(()) };
         let (now, (then, tokens_then)) = (Instant::now(), self.last_reading);
         self.last_reading = (now, pending.tokens);
         let seconds = (now - then).as_secs_f64().max(1e-9);
         let speed = (pending.tokens - tokens_then) as f64 / seconds;
         let left = (self.config.steps - pending.step) as f64 * pending.tokens as f64 / pending.step as f64;
-        let record = MetricRecord::new("train", self.stage, pending.step, pending.tokens)
+        let mut record = MetricRecord::new("train", self.stage, pending.step, pending.tokens)
             .with("loss", loss)
             .with("lr", pending.lr)
             .with("grad_norm", norm)
             .with("tokens_per_second", speed)
             .with("elapsed_seconds", self.elapsed().as_secs_f64());
+        for (name, value) in pending.measured.iter().zip(measured) {
+            record = record.with(name, value);
+        }
         self.progress.show(&Reading {
             step: pending.step,
             loss,

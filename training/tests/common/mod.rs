@@ -26,6 +26,8 @@ pub struct Bigram {
     pub dropout: f64,
     /// Evaluations so far: state besides the parameters.
     pub evaluations: u64,
+    /// Steps of the optimizer so far, of the same kind.
+    pub steps: u64,
     /// Gives a loss that is not a number when the step's first batch is this one.
     pub poison: Option<u64>,
     /// What every batch waits for.
@@ -59,6 +61,7 @@ impl Bigram {
             validation: ValidationBlocks::new(Arc::clone(stream), 8, 4, 0, run.device()).unwrap(),
             dropout: 0.2,
             evaluations: 0,
+            steps: 0,
             poison: None,
             pause: Duration::ZERO,
             batches: 0,
@@ -90,7 +93,18 @@ impl Task for Bigram {
         std::thread::sleep(self.pause);
         let sum = self.sum(batch, true);
         self.batches += 1;
-        Ok(Loss::of_sum(if self.poison == Some(self.batches) { sum * f64::NAN } else { sum }))
+        let mut loss = Loss::of_sum(if self.poison == Some(self.batches) { sum * f64::NAN } else { sum });
+        let counted = batch.targets.ne(training::data::IGNORE_INDEX);
+        let mean_target = (&batch.targets * &counted).sum(Kind::Double) / counted.sum(Kind::Double);
+        loss.measured.push(("mean_target".to_owned(), mean_target));
+        loss.measured.push(("steps_before".to_owned(), Tensor::from(self.steps as f64)));
+        Ok(loss)
+    }
+
+    fn after_step(&mut self) -> Result<(), TaskError> {
+        assert!(!torch_bridge::guards::is_grad_enabled());
+        self.steps += 1;
+        Ok(())
     }
 
     fn evaluate(&mut self) -> Result<Vec<(String, f64)>, TaskError> {
@@ -105,11 +119,12 @@ impl Task for Bigram {
     }
 
     fn state(&self) -> Value {
-        json!({ "evaluations": self.evaluations })
+        json!({ "evaluations": self.evaluations, "steps": self.steps })
     }
 
     fn restore(&mut self, state: &Value) -> Result<(), TaskError> {
         self.evaluations = state["evaluations"].as_u64().ok_or("no evaluations in the state")?;
+        self.steps = state["steps"].as_u64().ok_or("no steps in the state")?;
         Ok(())
     }
 }
