@@ -12,6 +12,7 @@ mod mamba2;
 mod mlp;
 mod mlstm;
 mod mlstm_block;
+mod moe;
 mod none;
 mod norm;
 mod rope;

@@ -1,7 +1,9 @@
 //! A language model as something to train: next-token loss from the initial state.
 
+use std::collections::BTreeMap;
+
 use hymba_plus::{
-    model::Model,
+    model::{AuxiliaryLoss, Model, Observers, Statistics},
     params::Parameters,
     state::{ModelState, SpanInput},
 };
@@ -23,6 +25,8 @@ pub struct LanguageModel {
     pub validation: Option<ValidationBlocks>,
     /// Bytes of held-out text, for bits per byte.
     pub validation_bytes: usize,
+    /// What modules recorded since the last step, for their balance.
+    pub statistics: Statistics,
 }
 
 fn failed(error: torch_bridge::Error) -> TaskError {
@@ -35,11 +39,38 @@ fn logits(
     batch: &Batch,
     initial: &ModelState,
     training: bool,
+    observers: Observers<'_>,
 ) -> torch_bridge::Result<Tensor> {
     let resets = batch.has_resets().then_some(&batch.resets);
     let input = SpanInput { resets, training, ..SpanInput::default() };
-    let (hidden, _) = model.forward(&batch.tokens, initial, initial, input)?;
+    let (hidden, _) = model.forward_observed(&batch.tokens, initial, initial, input, observers)?;
     model.head(&hidden)
+}
+
+/// The cross-entropy of a micro-batch with the losses that modules add to it. Those are means over its tokens, meta
+/// tokens among them; times its targets, they are sums as the cross-entropy is.
+fn with_auxiliary(
+    cross_entropy: Tensor,
+    targets: i64,
+    auxiliary: &[AuxiliaryLoss],
+) -> torch_bridge::Result<Loss> {
+    if auxiliary.is_empty() {
+        return Ok(Loss::of_sum(cross_entropy));
+    }
+    let mut sum = cross_entropy.shallow_clone();
+    let mut by_name: BTreeMap<&str, Vec<Tensor>> = BTreeMap::new();
+    for loss in auxiliary {
+        if loss.weight > 0.0 {
+            sum = sum.f_add(&loss.value.f_mul_scalar(loss.weight * targets as f64)?)?;
+        }
+        by_name.entry(loss.name).or_default().push(loss.value.f_detach()?);
+    }
+    let mean = cross_entropy.f_detach()?.f_div_scalar(targets.max(1))?;
+    let mut measured = vec![("cross_entropy".to_owned(), mean)];
+    for (name, of_modules) in by_name {
+        measured.push((name.to_owned(), Tensor::f_stack(&of_modules, 0)?.f_mean(None)?));
+    }
+    Ok(Loss { sum, measured })
 }
 
 /// Mean loss per token in nats over all validation tokens, and their number.
@@ -51,7 +82,7 @@ pub fn validation_loss(model: &Model, blocks: &ValidationBlocks) -> Result<(f64,
     let (mut sum, mut tokens) = (0.0, 0);
     for batch in blocks.batches() {
         let batch = batch?;
-        let loss = logits(model, &batch, &initial, false)
+        let loss = logits(model, &batch, &initial, false, Observers::default())
             .and_then(|logits| cross_entropy_sum(&logits, &batch.targets, 0.0))
             .and_then(|loss| Ok(f64::try_from(&loss.f_to_kind(Kind::Double)?)?))
             .map_err(failed)?;
@@ -69,12 +100,22 @@ impl Task for LanguageModel {
     }
 
     fn loss(&mut self, batch: &Batch) -> Result<Loss, TaskError> {
+        let statistics = Statistics::default();
+        let observers = Observers::statistics(&statistics);
         // Once per micro-batch: the meta tokens' gradients come from all its documents.
-        let loss = self.model.initial_state(true).and_then(|initial| {
-            let logits = logits(&self.model, batch, &initial, true)?;
-            cross_entropy_sum(&logits, &batch.targets, self.label_smoothing)
+        let loss = self.model.initial_state_observed(true, observers).and_then(|initial| {
+            let logits = logits(&self.model, batch, &initial, true, observers)?;
+            let cross_entropy = cross_entropy_sum(&logits, &batch.targets, self.label_smoothing)?;
+            let auxiliary = self.model.auxiliary_losses(&statistics)?;
+            statistics.detach_into(&self.statistics)?;
+            with_auxiliary(cross_entropy, batch.target_tokens(), &auxiliary)
         });
-        Ok(Loss::of_sum(loss.map_err(failed)?))
+        loss.map_err(failed)
+    }
+
+    fn after_step(&mut self) -> Result<(), TaskError> {
+        let statistics = std::mem::take(&mut self.statistics);
+        self.model.rebalance(&statistics).map_err(failed)
     }
 
     fn evaluate(&mut self) -> Result<Vec<(String, f64)>, TaskError> {

@@ -1,6 +1,6 @@
 //! The stage `pretrain`: next-token prediction on the recipe's text.
 
-use hymba_plus::{config::Recipe, plan::ModelPlan, prelude::register, registry::Finding};
+use hymba_plus::{config::Recipe, model::Statistics, plan::ModelPlan, prelude::register, registry::Finding};
 use training::train;
 
 use crate::{
@@ -42,6 +42,7 @@ impl Stage for Pretrain {
             label_smoothing: self.label_smoothing,
             validation,
             validation_bytes: context.data.validation_bytes,
+            statistics: Statistics::default(),
         };
         let stage = context.stage.clone();
         let outcome = train(&mut context.run, &stage, &self.loop_config(), &mut task, &mut loader)?;

@@ -58,7 +58,8 @@ fn check(name: &str, rest: &str) {
     let error = split_error(&model);
     assert!(error < 1e-10, "{name}: calls differ by {error:e}");
     for parameter in model.parameters() {
-        assert!(parameter.tensor.requires_grad(), "{name}: {} takes no gradient", parameter.plan.name);
+        let (takes, trained) = (parameter.tensor.requires_grad(), parameter.plan.trained);
+        assert!(takes == trained, "{name}: {} takes a gradient: {takes}", parameter.plan.name);
     }
 }
 
@@ -126,6 +127,33 @@ block_pattern:
     fusion: {fusion}
     channel_mixer: {{ kind: swiglu, d_hidden: 16 }}
 "));
+    }
+}
+
+#[test]
+fn experts_behind_attention_and_mamba2() {
+    for router in [
+        "router: softmax, n_experts: 4",
+        "router: sigmoid, n_experts: 5, top_k: 3, n_shared_experts: 2, d_shared: 7, routed_scale: 2.5, balance_rate: 0.01",
+    ] {
+        check(
+            "experts",
+            &format!(
+                "
+n_layers: 2
+norm: rms_norm
+meta_tokens: 2
+block_pattern:
+  kind: parallel
+  layer:
+    mixers:
+      - {{ kind: attention, n_heads: 2, head_dim: 8, window: 5, position: rope }}
+      - {{ kind: mamba2, d_inner: 16, n_heads: 4, n_groups: 2, d_state: 5 }}
+    fusion: {{ kind: mean, norm: rms_norm }}
+    channel_mixer: {{ kind: moe, d_hidden: 16, {router} }}
+"
+            ),
+        );
     }
 }
 
