@@ -31,7 +31,7 @@ pub mod prelude {
         component_config, conformance,
         model::{AuxiliaryLoss, Call, Inputs, MixerOutput, Parts, Statistics, slot::*},
         params::Init,
-        plan::{Growth, KvRole, KvShape, Law, ModulePlan, StateKind},
+        plan::{Groups, Growth, KvRole, KvShape, Law, ModulePlan, StateKind},
         register,
         registry::{Component, Finding},
         state::{Phase, Span, State, expand_batch},

@@ -6,6 +6,7 @@ mod model;
 mod module;
 mod picture;
 mod render;
+mod state;
 mod summary;
 
 pub use exemption::{Exemption, Law};
@@ -13,9 +14,7 @@ pub use layer::{LayerPlan, MatrixPlan, MixerPlan};
 pub(crate) use model::state_width;
 pub use model::{EndPlan, ModelPlan, Totals};
 pub(crate) use module::registry_finding;
-pub use module::{
-    ChildPlan, Flops, Growth, InputSlice, KvRole, KvShape, ModuleContext, ModulePlan, ParameterHandle,
-    StateKind, StatePlan,
-};
+pub use module::{ChildPlan, Flops, InputSlice, KvRole, KvShape, ModuleContext, ModulePlan, ParameterHandle};
 pub use render::{bytes, grouped};
+pub use state::{Groups, Growth, StateKind, StatePlan};
 pub use summary::LayerSummary;

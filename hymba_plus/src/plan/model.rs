@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
+use tch::Kind;
 
-use super::{Growth, KvRole, LayerPlan, ModuleContext, ModulePlan, StateKind, StatePlan, registry_finding};
+use super::{KvRole, LayerPlan, ModuleContext, ModulePlan, StatePlan, registry_finding};
 use crate::{
     model::{
         config::ModelConfig,
@@ -217,6 +218,11 @@ impl ModelPlan {
         })
     }
 
+    /// Bytes of one sequence's state after `tokens` text tokens, in a model whose activations have the type `compute`.
+    pub fn state_bytes(&self, tokens: i64, compute: Kind) -> u64 {
+        self.states().map(|(_, _, state)| state.bytes(self.meta_tokens, tokens, compute) as u64).sum()
+    }
+
     /// Costs for documents of `tokens` text tokens.
     pub fn totals(&self, tokens: i64) -> Totals {
         let layers: f64 =
@@ -224,15 +230,7 @@ impl ModelPlan {
         let ends = self.embedding.module.flops.per_token
             + self.final_norm.module.flops.per_token
             + self.all_heads().map(|head| head.module.flops.per_token).sum::<f64>();
-        let bytes = |tokens: i64, keep: &dyn Fn(Growth) -> bool| -> u64 {
-            let states = self.states().filter(|(_, _, state)| keep(state.growth));
-            states
-                .map(|(_, _, state)| {
-                    (state.elements(self.meta_tokens, tokens) * state_width(state.kind)) as u64
-                })
-                .sum()
-        };
-        let all = bytes(tokens, &|_| true);
+        let states = || self.states().map(|(_, _, state)| state);
         let saved: i64 =
             self.layers.iter().flat_map(LayerPlan::modules).map(|module| module.saved_per_token).sum();
         let outputs: i64 = self.all_heads().map(|head| head.module.output_width).sum();
@@ -244,22 +242,28 @@ impl ModelPlan {
             parameters,
             active_parameters: parameters.saturating_sub(idle),
             flops_per_token: layers + ends,
-            state_bytes: all,
-            fixed_state_bytes: bytes(tokens, &|growth| matches!(growth, Growth::Fixed | Growth::Prefix)),
-            state_bytes_per_token: bytes(tokens + 1, &|_| true) - all,
+            state_bytes: self.state_bytes(tokens, ACTIVATIONS),
+            fixed_state_bytes: fixed_bytes(states(), self.meta_tokens),
+            state_bytes_per_token: bytes_per_token(
+                states().filter(|state| state.growth.limit().is_none_or(|limit| tokens < limit)),
+            ),
             weight_bytes: parameters * 16,
             activation_bytes: (saved * tokens * 4) as u64,
         }
     }
 }
 
-/// Bytes of an element of the state, with activations in two bytes.
-pub(crate) fn state_width(kind: StateKind) -> i64 {
-    match kind {
-        StateKind::Compute => 2,
-        StateKind::Float => 4,
-        StateKind::Int64 => 8,
-    }
+/// The type of activations in which the plan counts the bytes of states.
+pub(crate) const ACTIVATIONS: Kind = Kind::BFloat16;
+
+/// Bytes of states that do not depend on the length of the text.
+pub(crate) fn fixed_bytes<'a>(states: impl Iterator<Item = &'a StatePlan>, meta: i64) -> u64 {
+    states.map(|state| (state.entry_bytes(ACTIVATIONS) * state.growth.fixed(meta)) as u64).sum()
+}
+
+/// Bytes by which states grow with a token while they grow, in the mean.
+pub(crate) fn bytes_per_token<'a>(states: impl Iterator<Item = &'a StatePlan>) -> u64 {
+    states.map(|state| state.entry_bytes(ACTIVATIONS) as f64 * state.growth.rate()).sum::<f64>().ceil() as u64
 }
 
 /// Plans the modules at the two ends of the model.

@@ -3,9 +3,8 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use tch::Kind;
 
-use super::{Exemption, Law};
+use super::{Exemption, Growth, Law, StateKind, StatePlan};
 use crate::{
     model::{
         ModelConfig,
@@ -27,81 +26,6 @@ pub struct InputSlice {
     /// How its rows start; none for the model's normal initialisation.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init: Option<Init>,
-}
-
-/// The type of a state tensor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum StateKind {
-    /// That of the activations.
-    Compute,
-    /// At least 32-bit floats, whatever the activations are: recurrent states that round badly.
-    Float,
-    /// 64-bit integers: positions.
-    Int64,
-}
-
-impl StateKind {
-    /// The tensor type under activations of type `compute`.
-    pub fn under(self, compute: Kind) -> Kind {
-        match self {
-            Self::Int64 => Kind::Int64,
-            Self::Float if compute != Kind::Double => Kind::Float,
-            Self::Float | Self::Compute => compute,
-        }
-    }
-}
-
-/// How a state tensor grows with the sequence.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Growth {
-    /// Not at all: a recurrent state.
-    Fixed,
-    /// One entry for each meta token, then not at all.
-    Prefix,
-    /// One entry for each token, the newest `0` kept.
-    Window(i64),
-    /// One entry for each token.
-    Unbounded,
-}
-
-/// One tensor of a mixer's state.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct StatePlan {
-    /// Name.
-    pub name: String,
-    /// Shape without the batch, the growing dimension left out.
-    pub shape: Vec<i64>,
-    /// Where the growing dimension goes, batch included, when there is one.
-    pub growing: Option<usize>,
-    /// How it grows.
-    pub growth: Growth,
-    /// Its type.
-    pub kind: StateKind,
-}
-
-impl StatePlan {
-    /// The tensor's shape for so many sequences with so many entries along the growing dimension.
-    pub fn size(&self, batch: i64, entries: i64) -> Vec<i64> {
-        let mut size = vec![batch];
-        size.extend(&self.shape);
-        if let (Some(dimension), false) = (self.growing, self.growth == Growth::Fixed) {
-            size.insert(dimension, entries);
-        }
-        size
-    }
-
-    /// Elements of one sequence after `text` tokens that follow `meta` meta tokens.
-    pub fn elements(&self, meta: i64, text: i64) -> i64 {
-        let entry: i64 = self.shape.iter().product();
-        match self.growth {
-            Growth::Fixed => entry,
-            Growth::Prefix => entry * meta,
-            Growth::Window(window) => entry * text.min(window),
-            Growth::Unbounded => entry * text,
-        }
-    }
 }
 
 /// A layer's part in sharing keys and values.
@@ -222,6 +146,8 @@ pub struct ModulePlan {
     pub kv_shape: Option<KvShape>,
     /// Rows of the embedding's matrix that a tied head uses; none when it uses no such matrix.
     pub tied_rows: Option<i64>,
+    /// What a position encoding multiplies queries and keys by, each; 1 unless it says so.
+    pub attention_factor: f64,
     /// Longest document it is made for, meta tokens not counted; none when any will do.
     pub longest_document: Option<i64>,
     /// Laws that it cannot keep; see [`exempt`](Self::exempt).
@@ -249,6 +175,7 @@ impl ModulePlan {
             idle_parameters: 0,
             kv_shape: None,
             tied_rows: None,
+            attention_factor: 1.0,
             longest_document: None,
             exemptions: Vec::new(),
             children: BTreeMap::new(),

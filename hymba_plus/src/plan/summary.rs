@@ -2,7 +2,10 @@
 
 use serde::Serialize;
 
-use super::{Growth, KvRole, LayerPlan, ModelPlan, model::state_width};
+use super::{
+    KvRole, LayerPlan, ModelPlan,
+    model::{bytes_per_token, fixed_bytes},
+};
 use crate::params::ParameterPlan;
 
 /// One layer's numbers at a length.
@@ -45,19 +48,7 @@ impl ModelPlan {
             let name = matrix.name.strip_prefix(&prefix).unwrap_or(&matrix.name).to_owned();
             (name, [matrix.rows, matrix.columns])
         });
-        let (mut fixed, mut growing, mut until) = (0, 0, None);
-        for state in layer.mixers.iter().flat_map(|mixer| &mixer.module.states) {
-            let entry = state.shape.iter().product::<i64>() * state_width(state.kind);
-            match state.growth {
-                Growth::Fixed => fixed += entry,
-                Growth::Prefix => fixed += entry * self.meta_tokens,
-                Growth::Window(window) => {
-                    growing += entry;
-                    until = Some(window);
-                }
-                Growth::Unbounded => growing += entry,
-            }
-        }
+        let states = || layer.mixers.iter().flat_map(|mixer| &mixer.module.states);
         LayerSummary {
             layer: layer.index,
             mixers: layer.mixers.iter().map(|mixer| mixer.name.clone()).collect(),
@@ -71,9 +62,9 @@ impl ModelPlan {
             projections: projections.collect(),
             parameters: layer.parameters(0.0).iter().map(ParameterPlan::count).sum(),
             flops_per_token: layer.flops_per_token(self.meta_tokens, tokens),
-            fixed_state_bytes: fixed as u64,
-            state_bytes_per_token: growing as u64,
-            state_grows_until: until,
+            fixed_state_bytes: fixed_bytes(states(), self.meta_tokens),
+            state_bytes_per_token: bytes_per_token(states()),
+            state_grows_until: states().filter_map(|state| state.growth.limit()).max(),
         }
     }
 }

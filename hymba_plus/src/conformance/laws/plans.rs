@@ -92,17 +92,11 @@ fn check_tensor(
         );
         return;
     }
-    let entries = match plan.growth {
-        Growth::Fixed => 0,
-        Growth::Prefix => subject.meta_tokens,
-        Growth::Window(window) => text.min(window),
-        Growth::Unbounded => text,
-    };
+    let entries = plan.growth.entries(subject.meta_tokens, text);
     let (got, rows) = (tensor.size(), tensor.size().first().copied().unwrap_or_default());
     let mut planned = plan.size(rows, entries);
-    if let (false, Some(dimension), Growth::Window(_) | Growth::Unbounded) =
-        (exact, plan.growing, plan.growth)
-        && got.get(dimension).is_some_and(|&length| length <= entries)
+    if let (false, Some(dimension), false) = (exact, plan.growing, plan.growth == Growth::Prefix)
+        && got.get(dimension).is_some_and(|&length| length <= plan.growth.most(subject.meta_tokens, text))
     {
         planned[dimension] = got[dimension];
     }
