@@ -3,6 +3,7 @@
 
 pub mod attention;
 pub mod causal_conv1d;
+pub mod kv_quant;
 pub mod mlstm;
 pub mod moe;
 mod operands;
