@@ -1,7 +1,12 @@
 //! Softmax attention: multi-head, grouped-query or multi-query, over everything or over a window.
 
 use hymba_plus::{prelude::*, serde_json};
-use kernels::attention::{Attention as Operands, Visibility, attention};
+use kernels::{
+    attention::{Attention as Operands, attention},
+    kv_quant::{Bits, Shared},
+};
+
+use crate::kv_cache::{Codes, Seen, TokenMemory};
 
 /// Attention (Vaswani et al. 2017) with grouped keys and values (Ainslie et al. 2023). Every token sees all meta
 /// tokens; of the text it sees the last `window` tokens, itself among them, or all.
@@ -35,6 +40,30 @@ pub struct Attention {
     #[default(0.0)]
     #[schemars(range(min = 0.0, max = 0.99))]
     pub dropout: f64,
+    /// What the cache keeps of older text tokens, in inference; a call sees its own tokens as they are.
+    #[default(Cache::Full)]
+    pub cache: Cache,
+    /// Tokens that become codes together: they share a scale for each channel of the keys. Values have one for each
+    /// token and head.
+    #[default(32)]
+    #[schemars(range(min = 1, max = 65_536))]
+    pub cache_group: i64,
+    /// Newest text tokens that stay in full precision, these many at least. Meta tokens always do, and so does all that
+    /// a window no wider than this looks at.
+    #[default(128)]
+    #[schemars(range(min = 0, max = 1_073_741_824))]
+    pub cache_recent: i64,
+}
+
+/// Forms of the cache.
+#[component_config]
+pub enum Cache {
+    /// Keys and values in the type of the activations.
+    Full,
+    /// Codes of eight bits.
+    Int8,
+    /// Codes of four bits, two in a byte.
+    Int4,
 }
 
 /// Norms of queries and keys.
@@ -55,6 +84,8 @@ conformance!(sequence_mixer "attention": { n_heads: 4, n_kv_heads: 2, window: 5,
 conformance!(sequence_mixer "attention": { n_heads: 2, n_kv_heads: 1, head_dim: 6, v_head_dim: 4, window: 1, position: none, qk_norm: rms });
 conformance!(sequence_mixer "attention": { n_heads: 4, n_kv_heads: 2, window: 7, position: rope, qk_norm: per_head },
     consumer: { n_heads: 4, n_kv_heads: 2, window: 3, position: rope, qk_norm: per_head });
+conformance!(sequence_mixer "attention": { n_heads: 4, n_kv_heads: 2, position: rope, cache: int8, cache_group: 2, cache_recent: 3 });
+conformance!(sequence_mixer "attention": { n_heads: 2, head_dim: 6, window: 7, position: rope, cache: int4, cache_group: 3, cache_recent: 1 });
 conformance!(sequence_mixer "attention": { n_heads: 4, position: { kind: rope_dynamic_ntk, original_max_positions: 8 } });
 
 /// The widths that a configuration comes to.
@@ -95,18 +126,11 @@ impl SequenceMixer for Attention {
         if !consumes {
             plan.input("k", heads.kv * heads.dim);
             plan.input("v", heads.kv * heads.v_dim);
-            let growth = self.window.map_or(Growth::Unbounded, Growth::Window);
-            for (name, width) in [("k", heads.dim), ("v", heads.v_dim)] {
-                plan.growing_state(
-                    &format!("meta_{name}"),
-                    &[heads.kv, width],
-                    2,
-                    Growth::Prefix,
-                    StateKind::Compute,
-                );
-                plan.growing_state(name, &[heads.kv, width], 2, growth, StateKind::Compute);
+            let memory = self.memory(heads);
+            memory.plan(plan);
+            if memory.has_codes() {
+                self.check_codes(plan, heads);
             }
-            plan.growing_state("position", &[], 1, growth, StateKind::Int64);
         }
         for (name, n) in [("q_norm", heads.q), ("k_norm", heads.kv)] {
             match self.qk_norm {
@@ -133,7 +157,7 @@ impl SequenceMixer for Attention {
     fn forward(&self, parts: &Parts, x: &Inputs, state: &State, call: &Call<'_>) -> Result<MixerOutput> {
         let (span, heads) = (call.span, self.heads(parts.plan.context.d_model));
         let q = self.turned(parts, x.get("q")?, "q_norm", heads.q, heads.dim, span)?;
-        let (keys, after) = match parts.plan.context.kv {
+        let (seen, after) = match parts.plan.context.kv {
             KvRole::Consumer { producer } => {
                 let view = call.shared.ok_or_else(|| {
                     Error::other(format!(
@@ -141,61 +165,31 @@ impl SequenceMixer for Attention {
                         parts.plan.name
                     ))
                 })?;
-                (Keys::from_view(view)?, State::empty())
+                (Seen::from_view(view, &["k", "v"])?, State::empty())
             }
-            _ => self.own_keys(parts, x, state, span, heads)?,
+            _ => {
+                let k = self.turned(parts, x.get("k")?, "k_norm", heads.kv, heads.dim, span)?;
+                let v = x.get("v")?.f_view([span.batch, span.time, heads.kv, heads.v_dim])?;
+                self.memory(heads).extend(state, &[k, v.f_transpose(1, 2)?], span)?
+            }
         };
-        let prefix = span.phase == Phase::Prefix;
-        let cached = keys.cached_positions.size()[1];
-        let visibility = Visibility {
-            meta: keys.k.size()[2] - cached - span.time,
-            cached,
-            window: if prefix { None } else { self.window },
-            cached_positions: &keys.cached_positions,
-            positions: &span.positions,
-            valid: span.valid.as_ref(),
-            document: span.document.as_ref(),
-            uniform: span.uniform && keys.cached_positions.size()[0] == 1,
-        };
+        let visibility = seen.visibility(self.window, span);
         let dropout = if span.training { self.dropout } else { 0.0 };
         let y = if span.time == 0 {
             Tensor::f_zeros([span.batch, heads.q, 0, heads.v_dim], (q.kind(), q.device()))?
         } else {
             attention(&Operands {
                 query: &q,
-                key: &keys.k,
-                value: &keys.v,
+                key: &seen.tensors[0],
+                value: &seen.tensors[1],
                 visibility: &visibility,
+                scale: None,
                 dropout,
             })?
         };
         let y = y.f_transpose(1, 2)?.f_reshape([span.batch, span.time, heads.q * heads.v_dim])?;
-        let view = (parts.plan.context.kv == KvRole::Producer).then(|| keys.view());
+        let view = (parts.plan.context.kv == KvRole::Producer).then(|| seen.view(&["k", "v"]));
         Ok(MixerOutput { y, state: after, view })
-    }
-}
-
-/// Every key and value that a call may look at, and what is needed to say who sees which: what a producer shares.
-struct Keys {
-    /// Meta tokens, cached tokens, tokens of the call: `[batch, n_kv_heads, keys, head_dim]`.
-    k: Tensor,
-    /// The same for values.
-    v: Tensor,
-    /// Positions of the cached tokens, below 0 where there is none: `[batch or 1, cached]`.
-    cached_positions: Tensor,
-}
-
-impl Keys {
-    fn from_view(view: &State) -> Result<Self> {
-        let copy = |name| -> Result<Tensor> { Ok(view.get(name)?.shallow_clone()) };
-        Ok(Self { k: copy("k")?, v: copy("v")?, cached_positions: copy("cached_positions")? })
-    }
-
-    fn view(&self) -> State {
-        State::empty()
-            .with("k", self.k.shallow_clone())
-            .with("v", self.v.shallow_clone())
-            .with("cached_positions", self.cached_positions.shallow_clone())
     }
 }
 
@@ -215,68 +209,40 @@ impl Attention {
         parts.position("position")?.forward(&heads.f_transpose(1, 2)?, &span.positions)
     }
 
-    /// The keys of meta tokens, cache and call, and the state after the call.
-    fn own_keys(
-        &self,
-        parts: &Parts,
-        x: &Inputs,
-        state: &State,
-        span: &Span,
-        heads: Heads,
-    ) -> Result<(Keys, State)> {
-        let k = self.turned(parts, x.get("k")?, "k_norm", heads.kv, heads.dim, span)?;
-        let v = x.get("v")?.f_view([span.batch, span.time, heads.kv, heads.v_dim])?.f_transpose(1, 2)?;
-        let old_positions = state.get("position")?.shallow_clone();
-        let join = |names: [&str; 2], new: &Tensor| -> Result<Tensor> {
-            let meta = expand_batch(state.get(names[0])?, span.batch)?.f_to_kind(new.kind())?;
-            let cached = expand_batch(state.get(names[1])?, span.batch)?.f_to_kind(new.kind())?;
-            Ok(Tensor::f_cat(&[&meta, &cached, new], 2)?)
+    /// Keys and values of this many heads.
+    fn memory(&self, heads: Heads) -> TokenMemory {
+        let codes = |bits| Codes { bits, group: self.cache_group, recent: self.cache_recent };
+        let codes = match self.cache {
+            Cache::Full => None,
+            Cache::Int8 => Some(codes(Bits::Eight)),
+            Cache::Int4 => Some(codes(Bits::Four)),
         };
-        let (all_k, all_v) = (join(["meta_k", "k"], &k)?, join(["meta_v", "v"], &v)?);
-        let keys = Keys { k: all_k, v: all_v, cached_positions: old_positions };
-        let after = if span.phase == Phase::Prefix {
-            state.with("meta_k", k).with("meta_v", v)
-        } else {
-            self.remember(&keys, state, span)?
-        };
-        Ok((keys, after))
+        TokenMemory::new(self.window, codes).with("k", &[heads.kv, heads.dim], Shared::ByChannel).with(
+            "v",
+            &[heads.kv, heads.v_dim],
+            Shared::ByToken,
+        )
     }
 
-    /// The state after a call: the keys that the running document of each row may still look at, newest last.
-    fn remember(&self, keys: &Keys, state: &State, span: &Span) -> Result<State> {
-        let cached = keys.cached_positions.size()[1];
-        let meta = keys.k.size()[2] - cached - span.time;
-        let text = cached + span.time;
-        let (mut k, mut v) = (keys.k.f_narrow(2, meta, text)?, keys.v.f_narrow(2, meta, text)?);
-        let ragged = span.valid.is_some() || span.document.is_some();
-        let rows = keys.cached_positions.size()[0].max(span.positions.size()[0]);
-        let rows = if ragged { span.batch } else { rows };
-        let old = expand_batch(&keys.cached_positions, rows)?;
-        let mut new = expand_batch(&span.positions, rows)?;
-        let gone = Tensor::f_full([1], -1, (Kind::Int64, new.device()))?;
-        let mut old = old;
-        if let Some(document) = span.document.as_ref().filter(|_| span.time > 0) {
-            let last = document.f_narrow(1, span.time - 1, 1)?;
-            new = new.f_where_self(&document.f_eq_tensor(&last)?, &gone)?;
-            old = old.f_where_self(&last.f_eq(0)?, &gone)?;
+    fn check_codes(&self, plan: &mut ModulePlan, heads: Heads) {
+        for (key, width) in [("head_dim", heads.dim), ("v_head_dim", heads.v_dim)] {
+            if self.cache == Cache::Int4 && width % 2 != 0 {
+                let message = format!("int4 packs two channels in a byte, and `{key}` is {width}");
+                let mut finding =
+                    plan.finding("cache", message, "under `cache: int4` heads have an even width");
+                finding.help = Some(format!("use `cache: int8`, or {key} {}", width + 1));
+                plan.refuse(finding);
+            }
         }
-        if let Some(valid) = &span.valid {
-            new = new.f_where_self(valid, &gone)?;
-        }
-        let mut positions = Tensor::f_cat(&[old, new], 1)?;
-        if span.valid.is_some() {
-            // Rows end at different places: existing keys move to the right end, in order.
-            let order = positions.f_ge(0)?.f_to_kind(Kind::Int)?.f_argsort_stable(true, 1, false)?;
-            positions = positions.f_gather(1, &order, false)?;
-            let order = order.f_unsqueeze(1)?.f_unsqueeze(3)?;
-            k = k.f_gather(2, &order.f_expand_as(&k)?, false)?;
-            v = v.f_gather(2, &order.f_expand_as(&v)?, false)?;
-        }
-        if let Some(extra) = self.window.map(|window| text - window).filter(|extra| *extra > 0) {
-            k = k.f_narrow(2, extra, text - extra)?;
-            v = v.f_narrow(2, extra, text - extra)?;
-            positions = positions.f_narrow(1, extra, text - extra)?;
-        }
-        Ok(state.with("k", k).with("v", v).with("position", positions))
+        let kept = match self.cache {
+            Cache::Int4 => (0.5, "codes of four bits"),
+            _ => (0.05, "codes of eight bits"),
+        };
+        let reason = format!(
+            "earlier calls' tokens, but for the newest {}, are seen as {}, a call's own as they are; no gradient flows \
+             into codes",
+            self.cache_recent, kept.1
+        );
+        plan.exempt_within(Law::SplitInvariance, kept.0, &reason);
     }
 }

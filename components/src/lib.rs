@@ -7,6 +7,7 @@ mod embedding;
 mod formats;
 mod fusion;
 mod head;
+mod kv_cache;
 mod mamba;
 mod mamba2;
 mod mlp;

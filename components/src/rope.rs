@@ -292,6 +292,7 @@ fn plan_rotary(rope: &dyn Frequencies, plan: &mut ModulePlan) -> Result<(), Find
     }
     // Meta tokens take the first positions besides; the released Hymba does not count them either.
     plan.longest_document = rope.max_positions();
+    plan.attention_factor = rope.attention_factor();
     if let (Some(rope), Some(model)) = (rope.max_positions(), plan.context.max_positions)
         && rope < model
     {

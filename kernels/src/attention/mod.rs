@@ -6,7 +6,7 @@
 mod mask;
 
 use tch::Tensor;
-use torch_bridge::Result;
+use torch_bridge::{Error, Result};
 
 pub use mask::Visibility;
 
@@ -21,28 +21,42 @@ pub struct Attention<'a> {
     pub value: &'a Tensor,
     /// Which keys each query sees.
     pub visibility: &'a Visibility<'a>,
+    /// What the products of queries and keys are multiplied by; left out, `1 / sqrt(head_dim)`.
+    pub scale: Option<f64>,
     /// Probability with which a weight is dropped.
     pub dropout: f64,
 }
 
-/// `softmax(q k^T / sqrt(head_dim)) v` over the visible keys: `[batch, n_heads, time, v_head_dim]`.
+/// `softmax(scale q k^T) v` over the visible keys: `[batch, n_heads, time, v_head_dim]`.
 ///
 /// Query head `h` reads key head `h / (n_heads / n_kv_heads)`.
 ///
 /// # Errors
 /// When shapes do not fit.
 pub fn attention(args: &Attention<'_>) -> Result<Tensor> {
-    let grouped = args.query.size()[1] != args.key.size()[1];
-    let mask = args.visibility.mask(args.query.size()[2], args.key.size()[2])?;
-    let causal = mask.is_none() && args.query.size()[2] > 1;
-    Ok(Tensor::f_scaled_dot_product_attention(
-        args.query,
-        args.key,
-        args.value,
-        mask.as_ref(),
-        args.dropout,
-        causal,
-        None,
-        grouped,
-    )?)
+    let &[batch, heads, time, head_dim] = args.query.size().as_slice() else {
+        let size = args.query.size();
+        return Err(Error::other(format!("queries must be [batch, heads, time, head_dim], got {size:?}")));
+    };
+    let kv_heads = args.key.size()[1];
+    let mask = args.visibility.mask(time, args.key.size()[2])?;
+    let causal = mask.is_none() && time > 1;
+    let product = |query: &Tensor, grouped| {
+        Tensor::f_scaled_dot_product_attention(
+            query,
+            args.key,
+            args.value,
+            mask.as_ref(),
+            args.dropout,
+            causal,
+            args.scale,
+            grouped,
+        )
+    };
+    if time == 1 && heads != kv_heads {
+        // The heads of a group stand as the queries of one head: libtorch would repeat every key and value for each.
+        let y = product(&args.query.f_reshape([batch, kv_heads, heads / kv_heads, head_dim])?, false)?;
+        return Ok(y.f_reshape([batch, heads, 1, -1])?);
+    }
+    Ok(product(args.query, heads != kv_heads)?)
 }
