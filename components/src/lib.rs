@@ -10,6 +10,7 @@ mod head;
 mod kv_cache;
 mod mamba;
 mod mamba2;
+mod mla;
 mod mlp;
 mod mlstm;
 mod mlstm_block;
