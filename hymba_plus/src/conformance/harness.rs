@@ -269,7 +269,7 @@ impl Subject {
     /// Text tokens that a token sees, itself among them; none when it sees all.
     pub(super) fn window(&self) -> Option<i64> {
         let plan = &self.parts.first()?.plan;
-        plan.flops.window.or(plan.kv_shape.as_ref()?.window)
+        plan.flops.window.or_else(|| plan.kv_shape.as_ref()?.window)
     }
 }
 
