@@ -4,8 +4,8 @@
 //! `n e^m` are what it means, so its gradient follows the one path that made the maximum, back to an input gate or to
 //! the state at the start; that state's own `m` gets, besides, what moving its `c` and `n` would do.
 
-use super::cell::{Cell, load, store};
-use super::product::add_products;
+use super::cell::{Cell, load, load3, load4, store};
+use super::product::add_product;
 use super::{ROWS, Sizes, Tokens};
 use crate::parallel;
 use crate::simd::{self, Float, Isa, Kernel, Lanes};
@@ -111,7 +111,7 @@ impl<F: Float, const L: usize> Kernel for Pass<'_, '_, F, L> {
                 cells::<I, F, L>(trace, upstream, carried, raw, head_dim);
             }
             before.fill(F::ZERO);
-            add_products::<I, F, L>(rows, raw, recurrent, head_dim, before);
+            add_product::<I, F, L>(rows, raw, recurrent, head_dim, before);
             for (row, carried) in carried.chunks_exact_mut(4 * head_dim).enumerate() {
                 gates[(row * time + t) * 4 * head_dim..][..4 * head_dim]
                     .copy_from_slice(&raw[row * 4 * head_dim..][..4 * head_dim]);
@@ -148,8 +148,8 @@ fn move_maximum<F: Float, const L: usize>(
     change: impl Fn(Lanes<F, L>, Lanes<F, L>) -> Lanes<F, L>,
 ) {
     for unit in (0..head_dim).step_by(L) {
-        let [dc, dn, dm] = [1, 2, 3].map(|part| load::<F, L>(gradient, head_dim, part, unit));
-        let [c, n] = [1, 2].map(|part| load::<F, L>(state, head_dim, part, unit));
+        let [dc, dn, dm] = load3::<F, L>(gradient, head_dim, 1, unit);
+        let [c, n, _] = load3::<F, L>(state, head_dim, 1, unit);
         store(change(dm, c * dc + n * dn), gradient, head_dim, 3, unit);
     }
 }
@@ -167,11 +167,13 @@ fn cells<I: Isa, F: Float, const L: usize>(
     let one = Lanes::<F, L>::splat(F::ONE);
     let half = F::ONE / (F::ONE + F::ONE);
     for unit in (0..head_dim).step_by(L) {
-        let at = |part: usize| load::<F, L>(trace, head_dim, part, unit);
-        let (pre, [c, n, m]) = ([at(0), at(1), at(2), at(3)], [at(5), at(6), at(7)]);
+        let pre = load4::<F, L>(trace, head_dim, 0, unit);
+        let [c, n, m] = load3::<F, L>(trace, head_dim, 5, unit);
         let cell = Cell::new::<I>(pre, [c, n, m]);
-        let [dh, dc, dn, dm] = [0, 1, 2, 3].map(|part| load::<F, L>(carried, head_dim, part, unit));
-        let dh = upstream.map_or(dh, |upstream| dh + load(upstream, head_dim, 0, unit));
+        let [mut dh, dc, dn, dm] = load4::<F, L>(carried, head_dim, 0, unit);
+        if let Some(upstream) = upstream {
+            dh = dh + load(upstream, head_dim, 0, unit);
+        }
         let quotient = cell.c / cell.n;
         let d_output = dh * quotient * cell.output * (one - cell.output);
         let d_quotient = dh * cell.output / cell.n;
@@ -193,11 +195,12 @@ fn cells<I: Isa, F: Float, const L: usize>(
         let (dc, dn) = (dc * cell.forget, dn * cell.forget);
         let d_kept = dc * c + dn * n + to_kept;
         let d_forget = d_kept * pre[1].map(|x| -x).sigmoid::<I>();
-        for (part, lanes) in [d_input, d_forget, d_value, d_output].into_iter().enumerate() {
-            store(lanes, raw, head_dim, part, unit);
-        }
-        for (part, lanes) in [(1, dc), (2, dn), (3, to_kept)] {
-            store(lanes, carried, head_dim, part, unit);
-        }
+        store(d_input, raw, head_dim, 0, unit);
+        store(d_forget, raw, head_dim, 1, unit);
+        store(d_value, raw, head_dim, 2, unit);
+        store(d_output, raw, head_dim, 3, unit);
+        store(dc, carried, head_dim, 1, unit);
+        store(dn, carried, head_dim, 2, unit);
+        store(to_kept, carried, head_dim, 3, unit);
     }
 }

@@ -37,6 +37,34 @@ impl<F: Float, const L: usize> Cell<F, L> {
     }
 }
 
+/// Lanes of the parts from `first` on, as [`load`] reads them. (Written out, because a closure for `map` might be
+/// compiled without the instructions of its kernel.)
+#[inline(always)]
+pub(super) fn load3<F: Float, const L: usize>(
+    from: &[F],
+    head_dim: usize,
+    first: usize,
+    unit: usize,
+) -> [Lanes<F, L>; 3] {
+    [
+        load(from, head_dim, first, unit),
+        load(from, head_dim, first + 1, unit),
+        load(from, head_dim, first + 2, unit),
+    ]
+}
+
+/// As [`load3`] for four parts.
+#[inline(always)]
+pub(super) fn load4<F: Float, const L: usize>(
+    from: &[F],
+    head_dim: usize,
+    first: usize,
+    unit: usize,
+) -> [Lanes<F, L>; 4] {
+    let [a, b, c] = load3(from, head_dim, first, unit);
+    [a, b, c, load(from, head_dim, first + 3, unit)]
+}
+
 /// Lanes of part `part` of a `[parts, head_dim]` slice, from unit `unit` on.
 #[inline(always)]
 pub(super) fn load<F: Float, const L: usize>(

@@ -1,7 +1,7 @@
 //! The recurrence itself.
 
-use super::cell::{Cell, load, store};
-use super::product::add_products;
+use super::cell::{Cell, load3, load4, store};
+use super::product::add_product;
 use super::{ROWS, Sizes, Tokens};
 use crate::parallel;
 use crate::simd::{self, Float, Isa, Kernel};
@@ -103,7 +103,7 @@ impl<F: Float, const L: usize> Kernel for Pass<'_, '_, F, L> {
                     .copy_from_slice(&from.gates[token * 4 * head_dim..][..4 * head_dim]);
                 before[row * head_dim..][..head_dim].copy_from_slice(&state[..head_dim]);
             }
-            add_products::<I, F, L>(rows, before, recurrent, 4 * head_dim, raw);
+            add_product::<I, F, L>(rows, before, recurrent, 4 * head_dim, raw);
             for (row, state) in last.chunks_exact_mut(4 * head_dim).enumerate() {
                 let raw = &raw[row * 4 * head_dim..][..4 * head_dim];
                 if !trace.is_empty() {
@@ -117,12 +117,14 @@ impl<F: Float, const L: usize> Kernel for Pass<'_, '_, F, L> {
                     continue;
                 }
                 for unit in (0..head_dim).step_by(L) {
-                    let gates = [0, 1, 2, 3].map(|part| load::<F, L>(raw, head_dim, part, unit));
-                    let cell = Cell::new::<I>(gates, [1, 2, 3].map(|part| load(state, head_dim, part, unit)));
-                    store(cell.h(), h, head_dim, 0, unit);
-                    for (part, lanes) in [cell.h(), cell.c, cell.n, cell.m].into_iter().enumerate() {
-                        store(lanes, state, head_dim, part, unit);
-                    }
+                    let gates = load4::<F, L>(raw, head_dim, 0, unit);
+                    let cell = Cell::new::<I>(gates, load3(state, head_dim, 1, unit));
+                    let output = cell.h();
+                    store(output, h, head_dim, 0, unit);
+                    store(output, state, head_dim, 0, unit);
+                    store(cell.c, state, head_dim, 1, unit);
+                    store(cell.n, state, head_dim, 2, unit);
+                    store(cell.m, state, head_dim, 3, unit);
                 }
             }
         }
