@@ -234,15 +234,14 @@ impl Attention {
                 plan.refuse(finding);
             }
         }
-        let kept = match self.cache {
-            Cache::Int4 => (0.5, "codes of four bits"),
-            _ => (0.05, "codes of eight bits"),
-        };
-        let reason = format!(
-            "earlier calls' tokens, but for the newest {}, are seen as {}, a call's own as they are; no gradient flows \
-             into codes",
-            self.cache_recent, kept.1
+        let seen = format!(
+            "tokens of earlier calls, but for the newest {}, are seen as codes of {} bits, a call's own as they are",
+            self.cache_recent,
+            if self.cache == Cache::Int4 { "four" } else { "eight" }
         );
-        plan.exempt_within(Law::SplitInvariance, kept.0, &reason);
+        for law in [Law::SplitInvariance, Law::PackedDocuments, Law::MetaPrefix] {
+            plan.exempt(law, &format!("in several calls: {seen}"));
+        }
+        plan.exempt(Law::Gradients, "in several calls: no gradient flows into codes");
     }
 }

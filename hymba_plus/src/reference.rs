@@ -10,7 +10,7 @@ use crate::{
         ChannelMixerObject, EmbeddingObject, FusionObject, HeadObject, MixerObject, NormObject,
         PositionObject, channel_mixer, embedding, fusion, head, norm, position, sequence_mixer,
     },
-    plan::{Growth, KvRole, ModuleContext, ModulePlan, StateKind, bytes, grouped, state_width},
+    plan::{ACTIVATIONS, Growth, KvRole, ModuleContext, ModulePlan, StateKind, bytes, grouped},
     registry::{Component, Entry, FieldDefault, Finding, Registry, Slot},
 };
 
@@ -142,12 +142,14 @@ fn costs(entry: &Entry, config: &Map<String, Value>, plan: &ModulePlan, page: &m
             StateKind::Float => "float32".to_owned(),
             other => format!("{other:?}").to_lowercase(),
         };
-        let size = bytes((state.shape.iter().product::<i64>() * state_width(state.kind)).unsigned_abs());
+        let size = bytes(state.entry_bytes(ACTIVATIONS).unsigned_abs());
         let growth = match state.growth {
             Growth::Fixed => String::new(),
             Growth::Prefix => " for each meta token".to_owned(),
             Growth::Window(window) => format!(" for each of the last {window} tokens"),
             Growth::Unbounded => " for each token".to_owned(),
+            Growth::Groups(groups) => format!(" for each {} older tokens", groups.size),
+            Growth::Ungrouped(groups) => format!(" for each of the newest {} tokens", groups.recent),
         };
         let _ = writeln!(page, "- state `{}` {:?} in {kind}: {size}{growth}", state.name, state.shape);
     }

@@ -11,7 +11,7 @@ mod summary;
 
 pub use exemption::{Exemption, Law};
 pub use layer::{LayerPlan, MatrixPlan, MixerPlan};
-pub(crate) use model::state_width;
+pub(crate) use model::ACTIVATIONS;
 pub use model::{EndPlan, ModelPlan, Totals};
 pub(crate) use module::registry_finding;
 pub use module::{ChildPlan, Flops, InputSlice, KvRole, KvShape, ModuleContext, ModulePlan, ParameterHandle};

@@ -243,7 +243,7 @@ impl ModelPlan {
             active_parameters: parameters.saturating_sub(idle),
             flops_per_token: layers + ends,
             state_bytes: self.state_bytes(tokens, ACTIVATIONS),
-            fixed_state_bytes: fixed_bytes(states(), self.meta_tokens),
+            fixed_state_bytes: fixed_bytes(states(), self.meta_tokens, tokens),
             state_bytes_per_token: bytes_per_token(
                 states().filter(|state| state.growth.limit().is_none_or(|limit| tokens < limit)),
             ),
@@ -256,9 +256,10 @@ impl ModelPlan {
 /// The type of activations in which the plan counts the bytes of states.
 pub(crate) const ACTIVATIONS: Kind = Kind::BFloat16;
 
-/// Bytes of states that do not depend on the length of the text.
-pub(crate) fn fixed_bytes<'a>(states: impl Iterator<Item = &'a StatePlan>, meta: i64) -> u64 {
-    states.map(|state| (state.entry_bytes(ACTIVATIONS) * state.growth.fixed(meta)) as u64).sum()
+/// Bytes of states after `text` tokens that further tokens do not add to.
+pub(crate) fn fixed_bytes<'a>(states: impl Iterator<Item = &'a StatePlan>, meta: i64, text: i64) -> u64 {
+    let fixed = |state: &StatePlan| state.growth.fixed(meta).min(state.growth.entries(meta, text));
+    states.map(|state| (state.entry_bytes(ACTIVATIONS) * fixed(state)) as u64).sum()
 }
 
 /// Bytes by which states grow with a token while they grow, in the mean.

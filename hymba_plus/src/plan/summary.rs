@@ -62,7 +62,7 @@ impl ModelPlan {
             projections: projections.collect(),
             parameters: layer.parameters(0.0).iter().map(ParameterPlan::count).sum(),
             flops_per_token: layer.flops_per_token(self.meta_tokens, tokens),
-            fixed_state_bytes: fixed_bytes(states(), self.meta_tokens),
+            fixed_state_bytes: fixed_bytes(states(), self.meta_tokens, tokens),
             state_bytes_per_token: bytes_per_token(states()),
             state_grows_until: states().filter_map(|state| state.growth.limit()).max(),
         }

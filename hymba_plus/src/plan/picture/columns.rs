@@ -1,7 +1,7 @@
 //! The layers in order along the residual stream.
 
 use super::{Anchor, Canvas, MARGIN, Picture, WIDTH, bytes, fill, fitted, grouped, window};
-use crate::plan::{Growth, KvRole, LayerPlan, MixerPlan};
+use crate::plan::{ACTIVATIONS, Growth, KvRole, LayerPlan, MixerPlan, StatePlan};
 
 const PER_ROW: usize = 16;
 const COLUMN: f64 = 60.0;
@@ -126,6 +126,8 @@ impl Picture<'_> {
                 Growth::Prefix => "one for each meta token".to_owned(),
                 Growth::Window(window) => format!("one for each of {window} tokens"),
                 Growth::Unbounded => "one for each token".to_owned(),
+                Growth::Groups(groups) => format!("one for each {} older tokens", groups.size),
+                Growth::Ungrouped(groups) => format!("one for each of the newest {} tokens", groups.recent),
             };
             title.push_str(&format!("\nstate {} {:?}, {growth}", state.name, state.shape));
         }
@@ -149,13 +151,8 @@ impl Picture<'_> {
     /// Bytes of a layer's state that came with the text.
     fn grown(&self, layer: &LayerPlan) -> u64 {
         let states = layer.mixers.iter().flat_map(|mixer| &mixer.module.states);
-        let growing = states.filter(|state| matches!(state.growth, Growth::Window(_) | Growth::Unbounded));
-        growing
-            .map(|state| {
-                (state.elements(self.plan.meta_tokens, self.tokens)
-                    * crate::plan::model::state_width(state.kind)) as u64
-            })
-            .sum()
+        let bytes = |state: &StatePlan| state.bytes(self.plan.meta_tokens, self.tokens, ACTIVATIONS) as u64;
+        states.map(bytes).sum::<u64>() - self.summaries[layer.index].fixed_state_bytes
     }
 
     fn state(&self, canvas: &mut Canvas, [x, y]: [f64; 2], fixed: u64, grown: u64) {
