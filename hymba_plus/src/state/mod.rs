@@ -113,13 +113,17 @@ impl ModelState {
     }
 
     /// The state in which row `i` is this one's row `rows[i]`: reorders a batch (beam search), repeats or drops rows.
-    /// A state shared by the batch (batch 1) is first expanded to `batch` rows.
+    /// What the `batch` rows share (first dimension 1), they share after it too.
     ///
     /// # Errors
-    /// When a row index is out of range.
+    /// When a row index is out of range, or a tensor has neither one row nor `batch` rows.
     pub fn select(&self, rows: &Tensor, batch: i64) -> Result<Self> {
-        let pick =
-            |tensor: &Tensor| -> Result<Tensor> { Ok(expand_batch(tensor, batch)?.f_index_select(0, rows)?) };
+        let pick = |tensor: &Tensor| -> Result<Tensor> {
+            if tensor.size().first() == Some(&1) {
+                return Ok(tensor.shallow_clone());
+            }
+            Ok(expand_batch(tensor, batch)?.f_index_select(0, rows)?)
+        };
         Ok(Self {
             layers: self.map_layers(pick)?,
             next_position: pick(&self.next_position)?,
