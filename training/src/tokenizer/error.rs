@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use super::chat::ChatError;
+
 /// Why a tokenizer could not be made, read or used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -22,6 +24,17 @@ pub enum TokenizerError {
         /// What the reader says.
         message: String,
     },
+    /// A file beside the tokenizer is not what it should be.
+    #[error("{path} cannot be read: {message}")]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// What the reader says.
+        message: String,
+    },
+    /// A chat did not become a text.
+    #[error(transparent)]
+    Chat(#[from] ChatError),
     /// A special token that the run needs is not in the vocabulary.
     #[error(
         "{path} has no token `{token}` for {role}; its special tokens are: {}. Name the right one as `{key}`",

@@ -5,6 +5,8 @@
 
 mod bpe;
 mod bytes;
+pub mod chat;
+mod config;
 mod error;
 mod file;
 mod special;

@@ -1,26 +1,24 @@
 //! The one tokenizer that everything else uses, whatever trained it.
 
-use std::path::Path;
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::{Arc, OnceLock},
+};
 
-use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokenizers::Tokenizer as Library;
 
-use super::{StreamDecoder, TokenizerError, special};
+use super::{
+    StreamDecoder, TokenizerError,
+    chat::Templates,
+    config::{Borders, TokenizerConfig},
+    special,
+};
 use crate::files;
 
-/// The file beside a `tokenizer.json` that names its borders, as the Hugging Face libraries read it.
-const CONFIG: &str = "tokenizer_config.json";
-
-/// What that file holds.
-#[derive(Debug, Serialize, Deserialize)]
-struct Borders {
-    eos_token: String,
-    pad_token: String,
-    planned_vocab_size: Option<usize>,
-}
-
-/// A tokenizer with its borders named: one `tokenizer.json` and the ids of the two tokens that training needs.
+/// A tokenizer with its borders named: one `tokenizer.json`, the ids of the two tokens that training needs, and what
+/// the `tokenizer_config.json` beside it says.
 #[derive(Debug, Clone)]
 pub struct Tokenizer {
     library: Library,
@@ -28,6 +26,17 @@ pub struct Tokenizer {
     planned: usize,
     end_of_text: u32,
     pad: u32,
+    config: TokenizerConfig,
+    /// Made when they are first asked for.
+    lazy: Arc<Lazy>,
+}
+
+/// What only chats need.
+#[derive(Debug, Default)]
+struct Lazy {
+    /// The library, looking for special tokens in texts.
+    with_specials: OnceLock<Library>,
+    templates: OnceLock<Templates>,
 }
 
 impl Tokenizer {
@@ -42,7 +51,8 @@ impl Tokenizer {
         library.set_encode_special_tokens(true);
         let json =
             library.to_string(false).map_err(TokenizerError::library("writing the tokenizer as JSON"))?;
-        Ok(Self { library, json, planned, end_of_text, pad })
+        let (config, lazy) = (TokenizerConfig::default(), Arc::default());
+        Ok(Self { library, json, planned, end_of_text, pad, config, lazy })
     }
 
     /// Wraps a tokenizer with our own two special tokens in its vocabulary.
@@ -57,50 +67,44 @@ impl Tokenizer {
         Self::new(library, planned, end_of_text, pad)
     }
 
-    /// Reads a `tokenizer.json`, and its borders from the `tokenizer_config.json` beside it; without one they are
-    /// `<|endoftext|>` and `<|pad|>`.
+    /// Takes what stands in the `tokenizer_config.json` of a tokenizer.
+    #[must_use]
+    pub(super) fn with_config(self, config: TokenizerConfig) -> Self {
+        Self { config, lazy: Arc::default(), ..self }
+    }
+
+    /// Takes a chat template (Jinja) in the place of its own.
+    #[must_use]
+    pub fn with_chat_template(mut self, template: &str) -> Self {
+        self.config.set_template(template);
+        let config = self.config.clone();
+        self.with_config(config)
+    }
+
+    /// Reads a `tokenizer.json` and the `tokenizer_config.json` beside it, which names its borders; without one they
+    /// are `<|endoftext|>` and `<|pad|>`.
     ///
     /// # Errors
     /// When a file cannot be read, or the vocabulary lacks one of the borders.
     pub fn load(path: &Path) -> Result<Self, TokenizerError> {
-        let beside = path.with_file_name(CONFIG);
-        let borders: Option<Borders> = match std::fs::read(&beside) {
-            Ok(bytes) => Some(
-                serde_json::from_slice(&bytes)
-                    .map_err(|error| TokenizerError::Format { path: beside, message: error.to_string() })?,
-            ),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
-            Err(source) => return Err(TokenizerError::Io { path: beside, source }),
-        };
-        let eos = borders.as_ref().map_or(special::END_OF_TEXT, |borders| &borders.eos_token);
-        let pad = borders.as_ref().map_or(special::PAD, |borders| &borders.pad_token);
-        let mut tokenizer = super::TokenizerFile::read(path, eos, pad)?;
-        if let Some(planned) = borders.and_then(|borders| borders.planned_vocab_size) {
-            tokenizer.planned = planned;
+        let mut tokenizer = super::TokenizerFile::read(path, None, None)?;
+        if let Some(own) = tokenizer.config.borders() {
+            tokenizer.planned = own.planned_vocab_size;
         }
         Ok(tokenizer)
     }
 
-    /// Writes the `tokenizer.json`, and its borders to a `tokenizer_config.json` beside it, each whole or not at all.
+    /// Writes the `tokenizer.json`, and the `tokenizer_config.json` with its borders beside it, each whole or not at
+    /// all.
     ///
     /// # Errors
     /// When a file cannot be written.
     pub fn save(&self, path: &Path) -> Result<(), TokenizerError> {
         let name = |id| self.library.id_to_token(id).unwrap_or_default();
-        let borders = Borders {
-            eos_token: name(self.end_of_text),
-            pad_token: name(self.pad),
-            planned_vocab_size: Some(self.planned),
-        };
-        let write = |path: &Path, bytes: &[u8]| {
-            files::write_atomically(path, bytes)
-                .map_err(|source| TokenizerError::Io { path: path.to_owned(), source })
-        };
-        let beside = path.with_file_name(CONFIG);
-        let borders = serde_json::to_vec_pretty(&borders)
-            .map_err(|error| TokenizerError::Io { path: beside.clone(), source: error.into() })?;
-        write(&beside, &borders)?;
-        write(path, self.json.as_bytes())
+        let (end_of_text, pad) = (name(self.end_of_text), name(self.pad));
+        self.config.save(path, &Borders { end_of_text, pad, planned_vocab_size: self.planned })?;
+        files::write_atomically(path, self.json.as_bytes())
+            .map_err(|source| TokenizerError::Io { path: path.to_owned(), source })
     }
 
     /// Token ids of a text, without any token at its borders. Special tokens that the text spells out are text.
@@ -163,6 +167,46 @@ impl Tokenizer {
     /// Id of the border between documents.
     pub fn eos(&self) -> u32 {
         self.end_of_text
+    }
+
+    /// Tokens that end a generated text: the border between documents, and the `eos_token` of the
+    /// `tokenizer_config.json` where that is another (a chat model's end of a turn).
+    pub fn stop_tokens(&self) -> Vec<u32> {
+        let turn = self.config.token("eos_token").and_then(|token| self.id(&token));
+        let turn = turn.filter(|id| *id != self.end_of_text);
+        std::iter::once(self.end_of_text).chain(turn).collect()
+    }
+
+    /// Special tokens by their role, as chat templates name them: `bos_token`, `eos_token` and so on.
+    pub fn special_tokens(&self) -> BTreeMap<String, String> {
+        let mut tokens = self.config.tokens();
+        for (role, id) in [("eos_token", self.end_of_text), ("pad_token", self.pad)] {
+            let name = self.library.id_to_token(id).unwrap_or_default();
+            tokens.entry(role.to_owned()).or_insert(name);
+        }
+        tokens
+    }
+
+    /// Every special token, as it is spelt.
+    pub(super) fn special_texts(&self) -> Vec<String> {
+        let added = self.library.get_added_tokens_decoder().into_values();
+        added.filter(|token| token.special).map(|token| token.content).collect()
+    }
+
+    /// [`encode`](Self::encode) of a text that may hold special tokens.
+    pub(super) fn encode_with_specials(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        let library = self.lazy.with_specials.get_or_init(|| {
+            let mut library = self.library.clone();
+            library.set_encode_special_tokens(false);
+            library
+        });
+        let encoding =
+            library.encode_fast(text, false).map_err(TokenizerError::library("encoding a chat"))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    pub(super) fn templates(&self) -> &Templates {
+        self.lazy.templates.get_or_init(|| Templates::new(&self.config.templates()))
     }
 
     /// Id of the filler of short rows.
