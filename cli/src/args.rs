@@ -1,9 +1,12 @@
 //! The command line: what can be said, and the help that teaches it.
 
-use std::{ops::RangeInclusive, path::PathBuf};
+mod generate;
+
+use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use training::{checkpoint::Which, trainer::DeviceChoice};
+
+pub use generate::Generate;
 
 /// Research on language models that mix attention, state-space models, xLSTM and experts in one network.
 #[derive(Debug, Parser)]
@@ -79,14 +82,9 @@ Example:
   hymba schema > hymba.schema.json
   and in a recipe's first line:  # yaml-language-server: $schema=hymba.schema.json")]
     Schema,
-    /// Continue a text with a trained model
-    #[command(after_help = "\
-Examples:
-  hymba generate runs/quickstart --prompt 'pub fn '
-  hymba generate runs/quickstart --prompt 'impl ' --checkpoint best --device cpu
-  hymba generate runs/quickstart --prompt 'ROMEO:' --temperature 0.8 --top-k 40 --seed 3
-  echo -n 'To be' | hymba generate runs/shakespeare --prompt -")]
-    Generate(Generate),
+    /// Continue texts with a trained model
+    #[command(after_help = generate::EXAMPLES)]
+    Generate(Box<Generate>),
     /// Show what this binary finds: libtorch, processor, GPU
     Doctor,
     /// Print a completion script for a shell
@@ -229,95 +227,4 @@ pub enum ConfigCommand {
         #[command(flatten)]
         recipe: RecipeArguments,
     },
-}
-
-/// `hymba generate`.
-#[derive(Debug, Args)]
-pub struct Generate {
-    /// Folder of a run
-    pub run: PathBuf,
-    /// The text to continue; `-` reads it from standard input
-    #[arg(long, default_value = "")]
-    pub prompt: String,
-    /// Most new tokens
-    #[arg(long, default_value_t = 200)]
-    pub max_new_tokens: usize,
-    /// Divides the logits; 0 takes the likeliest token always
-    #[arg(long, default_value_t = 0.8, value_parser = temperature, allow_negative_numbers = true)]
-    pub temperature: f64,
-    /// Only the likeliest tokens, this many
-    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
-    pub top_k: Option<u64>,
-    /// Only the likeliest tokens that together have this probability
-    #[arg(long, value_parser = probability, allow_negative_numbers = true)]
-    pub top_p: Option<f64>,
-    /// Seed of the choice
-    #[arg(long, default_value_t = 0)]
-    pub seed: u64,
-    /// Where to compute: auto (the first GPU if there is one), cpu, cuda or cuda:N
-    #[arg(long, value_name = "DEVICE", default_value = "auto")]
-    pub device: DeviceChoice,
-    /// Which weights: last, best (lowest validation loss of the kept ones), or the step of a checkpoint
-    #[arg(long, value_name = "WHICH", default_value = "last", value_parser = checkpoint)]
-    pub checkpoint: Which,
-}
-
-fn checkpoint(text: &str) -> Result<Which, String> {
-    match text {
-        "last" => Ok(Which::Last),
-        "best" => Ok(Which::Best),
-        _ => text.parse().map(Which::Step).map_err(|_| "expected last, best or a step".to_owned()),
-    }
-}
-
-fn temperature(text: &str) -> Result<f64, String> {
-    number_in(text, 0.0..=f64::MAX, "a number, 0 or more")
-}
-
-fn probability(text: &str) -> Result<f64, String> {
-    number_in(text, f64::MIN_POSITIVE..=1.0, "a number above 0, at most 1")
-}
-
-fn number_in(text: &str, range: RangeInclusive<f64>, expected: &str) -> Result<f64, String> {
-    let number = text.parse().ok().filter(|number| range.contains(number));
-    number.ok_or_else(|| format!("expected {expected}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn generate(words: &[&str]) -> Result<Generate, clap::Error> {
-        let words = ["hymba", "generate", "runs/a"].iter().chain(words);
-        Arguments::try_parse_from(words).map(|arguments| match arguments.command {
-            Command::Generate(generate) => generate,
-            other => panic!("{other:?}"),
-        })
-    }
-
-    #[test]
-    fn which_weights_and_where() {
-        let plain = generate(&[]).unwrap();
-        assert_eq!((plain.checkpoint, plain.device), (Which::Last, DeviceChoice::Auto));
-        let told = generate(&["--checkpoint", "best", "--device", "cuda:1"]).unwrap();
-        assert_eq!((told.checkpoint, told.device), (Which::Best, DeviceChoice::Cuda(1)));
-        assert_eq!(generate(&["--checkpoint", "00000012"]).unwrap().checkpoint, Which::Step(12));
-    }
-
-    #[test]
-    fn numbers_out_of_range_are_mistakes_of_the_command_line() {
-        for words in [
-            ["--temperature", "-1"],
-            ["--temperature", "nan"],
-            ["--temperature", "inf"],
-            ["--top-p", "0"],
-            ["--top-p", "1.1"],
-            ["--top-k", "0"],
-            ["--checkpoint", "newest"],
-            ["--device", "gpu"],
-        ] {
-            assert_eq!(generate(&words).unwrap_err().exit_code(), 2, "{words:?}");
-        }
-        assert!(generate(&["--temperature", "0", "--top-p", "1"]).is_ok());
-    }
 }

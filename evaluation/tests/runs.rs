@@ -14,7 +14,9 @@ use hymba_plus::{
     config::{Diagnostics, LoadOptions, Recipe},
     generate::{GenerateOptions, Sampling, generate},
 };
-use recipes::{SavedRun, Which, print_continuation};
+use recipes::{
+    GeneratedText, SavedRun, StageError, TextEvent, TextOptions, Which, generate_text, prompt_tokens,
+};
 use tch::{Device, Kind};
 use training::{
     run::RunOptions,
@@ -124,8 +126,18 @@ fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     all
 }
 
-fn greedy() -> Sampling {
-    Sampling { temperature: 0.0, top_k: None, top_p: None }
+/// One text, greedily; what was heard of it as it came.
+fn continue_text(saved: &SavedRun, prompt: &str, most: usize) -> Result<(GeneratedText, String), StageError> {
+    let mut options = TextOptions::default();
+    (options.generate.max_new_tokens, options.generate.sampling) = (most, Sampling::greedy());
+    let (ids, mut heard) = (prompt_tokens(&saved.tokenizer, prompt)?, String::new());
+    let mut texts = generate_text(&saved.model, &saved.tokenizer, &[ids], &options, |event| {
+        if let TextEvent::Piece(0, text) = event {
+            heard.push_str(text);
+        }
+        true
+    })?;
+    Ok((texts.remove(0), heard))
 }
 
 #[test]
@@ -245,7 +257,7 @@ fn a_run_directory_stands_alone() {
         let saved = SavedRun::open(&run, which, Device::Cpu).unwrap();
         assert!(saved.checkpoint.ends_with(format!("step-{step:08}")) && saved.passed_over.is_empty());
         assert_eq!(saved.model.options().kind, Kind::Double);
-        print_continuation(&saved.model, &saved.tokenizer, "ab", 3, &greedy(), 0, &mut Vec::new()).unwrap();
+        continue_text(&saved, "ab", 3).unwrap();
     }
     assert!(SavedRun::open(&run, Which::Best, Device::Cpu).is_ok());
     let error = SavedRun::open(&run, Which::Step(3), Device::Cpu).unwrap_err().to_string();
@@ -302,28 +314,27 @@ fn a_text_begins_as_documents_do_and_ends_where_the_model_does() {
     let saved = SavedRun::open(&project.path("run"), Which::Last, Device::Cpu).unwrap();
     let tokenizer: &Tokenizer = &saved.tokenizer;
     let eos = i64::from(tokenizer.eos());
-    let write = |prompt: &str, most: usize| {
-        let mut out = Vec::new();
-        let new = print_continuation(&saved.model, tokenizer, prompt, most, &greedy(), 0, &mut out);
-        new.map(|new| (new, String::from_utf8_lossy(&out).into_owned()))
-    };
     // Without a token that ends it, so that the length alone does.
     let expected = |prompt: &[i64], most: usize| {
-        let options =
-            GenerateOptions { max_new_tokens: most, stop_tokens: vec![eos], sampling: greedy(), seed: 0 };
-        let ids = generate(&saved.model, &[prompt.to_vec()], &options, |_, _| true).unwrap().remove(0);
+        let options = GenerateOptions {
+            max_new_tokens: most,
+            stop_tokens: vec![eos],
+            sampling: Sampling::greedy(),
+            ..GenerateOptions::default()
+        };
+        let ids = generate(&saved.model, &[prompt.to_vec()], &options).unwrap().remove(0).tokens;
         let ids: Vec<u32> = ids.iter().map(|&id| id as u32).collect();
         (ids.len(), tokenizer.decode(&ids).unwrap())
     };
     for (prompt, ids) in [("", vec![eos]), ("ab", vec![eos, 97, 98])] {
         let (count, text) = expected(&ids, 5);
-        let (new, out) = write(prompt, 5).unwrap();
-        assert_eq!((new.tokens, out), (count, format!("{prompt}{text}\n")));
+        let (new, heard) = continue_text(&saved, prompt, 5).unwrap();
+        assert_eq!((new.sequence.tokens.len(), &new.text, heard), (count, &text, text.clone()));
     }
-    let longest = "a".repeat(15);
-    let (new, _) = write(&longest, usize::MAX).unwrap();
-    assert!(new.tokens <= 1, "{new:?}");
-    assert_eq!(new.is_cut, new.tokens == 1);
-    let error = write(&"a".repeat(16), 1).unwrap_err().to_string();
+    let (new, _) = continue_text(&saved, &"a".repeat(15), usize::MAX).unwrap();
+    let tokens = new.sequence.tokens.len();
+    assert!(tokens <= 1, "{new:?}");
+    assert_eq!(new.is_cut(), tokens == 1);
+    let error = continue_text(&saved, &"a".repeat(16), 1).unwrap_err().to_string();
     assert!(error.contains("17 tokens") && error.contains("made for 16"), "{error}");
 }

@@ -9,7 +9,7 @@ mod runner;
 mod saved_run;
 
 pub use context::{RunError, Stage, StageContext, StageError, StagesSection, stage};
-pub use generate::{Continuation, print_continuation};
+pub use generate::{GeneratedText, Prompt, TextEvent, TextOptions, generate_text, prompt_tokens};
 pub use language_model::{LanguageModel, validation_loss};
 pub use model::{check_language_model, plan_model};
 pub use runner::run;

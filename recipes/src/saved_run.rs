@@ -26,6 +26,8 @@ pub struct SavedRun {
     pub tokenizer: Tokenizer,
     /// The model with the weights of the checkpoint.
     pub model: Model,
+    /// How the run computed.
+    pub trainer: TrainerConfig,
     /// The checkpoint.
     pub checkpoint: PathBuf,
     /// Why not one that was wanted more.
@@ -71,7 +73,7 @@ impl SavedRun {
                 Ok(Some(Found { checkpoint, damaged, .. })) => {
                     let passed_over = damaged.iter().map(ToString::to_string).collect();
                     let checkpoint = checkpoint.path().to_owned();
-                    return Ok(Self { tokenizer, model, checkpoint, passed_over });
+                    return Ok(Self { tokenizer, model, trainer, checkpoint, passed_over });
                 }
                 Ok(None) => {}
                 Err(error @ training::checkpoint::CheckpointError::NotThere { .. }) => {
