@@ -7,11 +7,11 @@ use std::{
 };
 
 use hymba_plus::{
-    model::{BuildOptions, Model},
+    model::{BuildOptions, Model, Observers, Statistics},
     state::SpanInput,
     weights::{Foreign, ImportOptions},
 };
-use hymba_tests::{max_difference, read_safetensors};
+use hymba_tests::{max_difference, read_safetensors, relative_rms};
 use tch::{Kind, Tensor};
 use torch_bridge::guards::NoGrad;
 
@@ -113,4 +113,59 @@ fn mamba2_with_groups() {
 #[test]
 fn xlstm_with_soft_caps() {
     parity("xlstm");
+}
+
+#[test]
+fn mixtral() {
+    parity("mixtral");
+}
+
+/// What its router costs: the balance loss of each layer, that of both together (the class takes means over layers before
+/// it multiplies), a training loss with it, and the router's gradients.
+#[test]
+fn what_the_router_of_mixtral_costs() {
+    let (model, io) = fixture("mixtral");
+    let ids = &io["input_ids"];
+    let statistics = Statistics::default();
+    let initial = model.initial_state(false).unwrap();
+    let observers = Observers::statistics(&statistics);
+    let (hidden, _) =
+        model.forward_observed(ids, &initial, &initial, SpanInput::default(), observers).unwrap();
+    let logits = model.head(&hidden).unwrap();
+    let losses = model.auxiliary_losses(&statistics).unwrap();
+    let layers: Vec<_> = losses.iter().filter(|loss| loss.name == "aux_loss").collect();
+    assert_eq!(layers.len(), 2);
+    for (layer, loss) in layers.iter().enumerate() {
+        let difference = max_difference(&loss.value, &io[&format!("aux_loss.{layer}")]);
+        println!("mixtral: balance loss of layer {layer} differs by {difference:.1e}");
+        assert!(difference <= 1e-5, "layer {layer}: {difference:.1e}");
+        assert!((loss.weight - 0.001 / 2.0).abs() < 1e-12, "the coefficient, shared by two layers");
+    }
+    let sum = |name: &str| {
+        let of = |layer: usize| statistics.get(&format!("layers.{layer}.channel_mixer"), name).unwrap();
+        of(0) + of(1)
+    };
+    let used = sum("counts") * sum("probabilities") / sum("tokens").square();
+    let balance = used.sum(Kind::Float) * 4.0;
+    let vocabulary = logits.size()[2];
+    let loss = logits
+        .slice(1, 0, -1, 1)
+        .reshape([-1, vocabulary])
+        .cross_entropy_for_logits(&ids.slice(1, 1, None, 1).reshape([-1]))
+        + &balance * 0.001;
+    for (name, value) in [("aux_loss", balance), ("loss", loss)] {
+        let difference = max_difference(&value, &io[name]);
+        println!("mixtral: {name} differs by {difference:.1e}");
+        assert!(difference <= 1e-5, "{name}: {difference:.1e}");
+        let routers = [0, 1].map(|layer| {
+            let name = format!("layers.{layer}.channel_mixer.router");
+            model.parameters().get(&name).unwrap().tensor.shallow_clone()
+        });
+        let gradients = Tensor::run_backward(&[&value], &[&routers[0], &routers[1]], true, false);
+        for (layer, gradient) in gradients.iter().enumerate() {
+            let error = relative_rms(gradient, &io[&format!("{name}_gradient.{layer}")]);
+            println!("mixtral: gradient of {name} at the router of layer {layer}: {error:.1e}");
+            assert!(error <= 1e-4, "gradient of {name}, layer {layer}: relative RMS {error:.1e}");
+        }
+    }
 }

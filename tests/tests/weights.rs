@@ -19,7 +19,7 @@ use tch::{Kind, Tensor};
 fn folders() -> Vec<(String, tempfile::TempDir)> {
     let transformers = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures/transformers");
     let mut folders = Vec::new();
-    for name in ["llama", "llama3_tied", "mamba", "mistral", "jamba", "mamba2", "xlstm"] {
+    for name in ["llama", "llama3_tied", "mamba", "mistral", "jamba", "mamba2", "xlstm", "mixtral"] {
         let folder = tempfile::tempdir().unwrap();
         for file in ["config.json", "model.safetensors"] {
             std::fs::copy(transformers.join(name).join(file), folder.path().join(file)).unwrap();

@@ -8,5 +8,6 @@ mod llama;
 mod mamba;
 mod mamba2;
 mod mistral;
+mod mixtral;
 mod rope;
 mod xlstm;
