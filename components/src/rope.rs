@@ -304,9 +304,7 @@ fn plan_rotary(rope: &dyn Frequencies, plan: &mut ModulePlan) -> Result<(), Find
     if rope.depends_on_length() {
         let reason = "beyond `original_max_positions` the longest row of a call sets the frequencies of all its rows, \
                       and cached keys keep those of their call";
-        for law in
-            [Law::SplitInvariance, Law::Padding, Law::PackedDocuments, Law::MetaPrefix, Law::StateSelection]
-        {
+        for law in [Law::SplitInvariance, Law::Padding, Law::PackedDocuments, Law::MetaPrefix] {
             plan.exempt(law, reason);
         }
     }
