@@ -157,21 +157,16 @@ impl SequenceMixer for Attention {
     fn forward(&self, parts: &Parts, x: &Inputs, state: &State, call: &Call<'_>) -> Result<MixerOutput> {
         let (span, heads) = (call.span, self.heads(parts.plan.context.d_model));
         let q = self.turned(parts, x.get("q")?, "q_norm", heads.q, heads.dim, span)?;
-        let (seen, after) = match parts.plan.context.kv {
-            KvRole::Consumer { producer } => {
-                let view = call.shared.ok_or_else(|| {
-                    Error::other(format!(
-                        "{} reads keys of layer {producer}, which shares none",
-                        parts.plan.name
-                    ))
-                })?;
-                (Seen::from_view(view, &["k", "v"])?, State::empty())
-            }
-            _ => {
-                let k = self.turned(parts, x.get("k")?, "k_norm", heads.kv, heads.dim, span)?;
-                let v = x.get("v")?.f_view([span.batch, span.time, heads.kv, heads.v_dim])?;
-                self.memory(heads).extend(state, &[k, v.f_transpose(1, 2)?], span)?
-            }
+        let (seen, after) = if let KvRole::Consumer { producer } = parts.plan.context.kv {
+            let name = &parts.plan.name;
+            let view = call.shared.ok_or_else(|| {
+                Error::other(format!("{name} reads keys of layer {producer}, which shares none"))
+            })?;
+            (Seen::from_view(view, &["k", "v"])?, State::empty())
+        } else {
+            let k = self.turned(parts, x.get("k")?, "k_norm", heads.kv, heads.dim, span)?;
+            let v = x.get("v")?.f_view([span.batch, span.time, heads.kv, heads.v_dim])?;
+            self.memory(heads).extend(state, &[k, v.f_transpose(1, 2)?], span)?
         };
         let visibility = seen.visibility(self.window, span);
         let dropout = if span.training { self.dropout } else { 0.0 };

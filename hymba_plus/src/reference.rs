@@ -123,7 +123,7 @@ fn costs(entry: &Entry, config: &Map<String, Value>, plan: &ModulePlan, page: &m
                 format!("`{name}` {:?}", parameter.shape)
             })
             .collect();
-        let total: u64 = parameters.iter().map(|parameter| parameter.count()).sum();
+        let total: u64 = parameters.iter().map(crate::params::ParameterPlan::count).sum();
         let _ = writeln!(page, "- parameters: {}; {} in all", list.join(", "), grouped(total));
     }
     let mut flops = Vec::new();

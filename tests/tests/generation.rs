@@ -15,7 +15,7 @@ use torch_bridge::guards::NoGrad;
 
 /// Attention with a window, Mamba, shared keys, meta tokens: everything that has a state.
 fn hybrid() -> Model {
-    let model = hymba_tests::model(&official::model_section("kqnorm", 8), Kind::Double, 3);
+    let model = hymba_tests::model(&official::model_section("kqnorm").to_string(), Kind::Double, 3);
     let _guard = NoGrad::new();
     for parameter in model.parameters() {
         if parameter.plan.shape.len() == 2 && parameter.plan.weight_decay {

@@ -159,7 +159,7 @@ fn flags(message: &str) -> String {
     let mut parts = message.split('`');
     let mut text = parts.next().unwrap_or_default().to_owned();
     while let Some(name) = parts.next() {
-        text += &format!("--{}{}", name.replace('_', "-"), parts.next().unwrap_or_default());
+        text.extend(["--", &name.replace('_', "-"), parts.next().unwrap_or_default()]);
     }
     text
 }

@@ -99,7 +99,8 @@ fn map_experts(map: &mut Mapping, layer: &LayerPlan, theirs: &str) {
         module.parameters.iter().find(|plan| plan.name == full).map(|plan| plan.shape.clone())
     };
     for (mine, yours) in [("gate", "w1"), ("down", "w2"), ("up", "w3")] {
-        let Some([experts, rows, columns]) = shape(mine).and_then(|shape| shape.try_into().ok()) else {
+        let Some([experts, rows, columns]) = shape(mine).and_then(|shape| <[i64; 3]>::try_from(shape).ok())
+        else {
             continue;
         };
         for expert in 0..experts {

@@ -1,5 +1,7 @@
 //! A card for each kind of layer: how its parts are wired.
 
+use std::fmt::Write;
+
 use super::{Anchor, Canvas, MARGIN, Picture, WIDTH, bytes, fill, fitted, grouped, si, window};
 use crate::plan::{KvRole, LayerPlan, LayerSummary};
 
@@ -153,11 +155,11 @@ impl Picture<'_> {
 fn label(layer: &LayerPlan, mixer: &crate::plan::MixerPlan) -> String {
     let mut text = mixer.component.kind.clone();
     if let Some(shape) = &mixer.module.kv_shape {
-        text.push_str(&format!(", {} kv heads of {}", shape.n_kv_heads, shape.head_dim));
+        let _ = write!(text, ", {} kv heads of {}", shape.n_kv_heads, shape.head_dim);
         if shape.v_head_dim != shape.head_dim {
-            text.push_str(&format!("/{}", shape.v_head_dim));
+            let _ = write!(text, "/{}", shape.v_head_dim);
         }
-        text.push_str(&format!(", {}", window(shape.window)));
+        let _ = write!(text, ", {}", window(shape.window));
         match layer.kv {
             KvRole::Consumer { .. } => text.push_str(", keys of an earlier layer"),
             KvRole::Producer => text.push_str(", keys shared"),

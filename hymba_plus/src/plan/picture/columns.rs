@@ -1,5 +1,7 @@
 //! The layers in order along the residual stream.
 
+use std::fmt::Write;
+
 use super::{Anchor, Canvas, MARGIN, Picture, WIDTH, bytes, fill, fitted, grouped, window};
 use crate::plan::{ACTIVATIONS, Growth, KvRole, LayerPlan, MixerPlan, StatePlan};
 
@@ -42,7 +44,7 @@ impl Picture<'_> {
                 let x = left + n as f64 * (COLUMN + GAP);
                 self.column(canvas, layer, [x, y + ARCS], stack, stream);
             }
-            self.arcs(canvas, row, [left, y + ARCS]);
+            Self::arcs(canvas, row, [left, y + ARCS]);
             y = stream + 12.0 + CHANNEL + 10.0 + BAR + 44.0;
         }
         y
@@ -118,7 +120,7 @@ impl Picture<'_> {
         let parameters: u64 = module.all_parameters().iter().map(crate::params::ParameterPlan::count).sum();
         let mut title = format!("layer {}, {}: output {} wide", layer.index, mixer.name, module.output_width);
         if parameters > 0 {
-            title.push_str(&format!(", {} parameters of its own", grouped(parameters)));
+            let _ = write!(title, ", {} parameters of its own", grouped(parameters));
         }
         for state in &module.states {
             let growth = match state.growth {
@@ -129,7 +131,7 @@ impl Picture<'_> {
                 Growth::Groups(groups) => format!("one for each {} older tokens", groups.size),
                 Growth::Ungrouped(groups) => format!("one for each of the newest {} tokens", groups.recent),
             };
-            title.push_str(&format!("\nstate {} {:?}, {growth}", state.name, state.shape));
+            let _ = write!(title, "\nstate {} {:?}, {growth}", state.name, state.shape);
         }
         canvas.rect(&fill(self.kinds.number(&mixer.component.kind)), [x, y, COLUMN, MIXER], &title);
         let middle = x + COLUMN / 2.0;
@@ -172,7 +174,7 @@ impl Picture<'_> {
     }
 
     /// From each producer to its consumers of the same row; a group that goes on in the next row ends in a stub.
-    fn arcs(&self, canvas: &mut Canvas, row: &[LayerPlan], [left, top]: [f64; 2]) {
+    fn arcs(canvas: &mut Canvas, row: &[LayerPlan], [left, top]: [f64; 2]) {
         let Some(first) = row.first().map(|layer| layer.index) else { return };
         let at = |layer: usize| left + (layer - first) as f64 * (COLUMN + GAP) + COLUMN / 2.0;
         let y = top - 4.0;

@@ -19,6 +19,7 @@ struct Layout {
 }
 
 /// The filter `tojson(indent=None, separators=None, sort_keys=False, ensure_ascii=False)`.
+#[allow(clippy::needless_pass_by_value)] // a filter takes its options as minijinja hands them
 pub(super) fn tojson(value: &Value, indent: Option<Value>, options: Kwargs) -> Result<String, Error> {
     let indent = match indent {
         Some(indent) => Some(indent),

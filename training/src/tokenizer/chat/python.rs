@@ -64,22 +64,19 @@ fn split_at_spaces_from_the_end(text: &str, most: usize) -> Vec<&str> {
     let (mut parts, mut rest) = (Vec::new(), text.trim_end());
     while !rest.trim_start().is_empty() {
         let cut = if parts.len() + 1 == most { None } else { rest.rfind(char::is_whitespace) };
-        match cut {
-            Some(at) => {
-                let width = rest[at..].chars().next().map_or(1, char::len_utf8);
-                parts.push(&rest[at + width..]);
-                rest = rest[..at].trim_end();
-            }
-            None => {
-                parts.push(rest.trim_start());
-                break;
-            }
-        }
+        let Some(at) = cut else {
+            parts.push(rest.trim_start());
+            break;
+        };
+        let width = rest[at..].chars().next().map_or(1, char::len_utf8);
+        parts.push(&rest[at + width..]);
+        rest = rest[..at].trim_end();
     }
     parts
 }
 
 /// The function `strftime_now(format)`: the local time.
+#[allow(clippy::needless_pass_by_value)] // a function takes its arguments as minijinja hands them
 pub(super) fn strftime_now(format: String) -> Result<String, Error> {
     jiff::fmt::strtime::format(&format, &jiff::Zoned::now()).map_err(|error| {
         Error::new(ErrorKind::InvalidOperation, format!("strftime_now(\"{format}\"): {error}"))
