@@ -6,8 +6,9 @@ use kernels::{
     ssd::{Ssd, ssd},
 };
 
-/// `[x | B | C] = silu(conv(xbc))`, `delta = softplus(dt + dt_bias)`, and for each head
-/// `h_t = exp(delta_t A) h_{t-1} + delta_t x_t B_t^T`, `y_t = h_t C_t + D x_t`; the output is `norm(y * silu(z))`.
+/// Mamba-2 (Dao & Gu 2024, arXiv 2405.21060): `[x | B | C] = silu(conv(xbc))`, `delta = softplus(dt + dt_bias)`, and
+/// for each head `h_t = exp(delta_t A) h_{t-1} + delta_t x_t B_t^T`, `y_t = h_t C_t + D x_t`; the output is
+/// `norm(y * silu(z))`.
 ///
 /// The rows of its slices, `z`, `xbc`, `dt` in this order, are those of the released models' `in_proj`.
 #[component_config]

@@ -5,8 +5,8 @@ use kernels::mlstm::{DEFAULT_CHUNK_SIZE, Mlstm as Operands, MlstmState, mlstm};
 
 use crate::norm::per_head;
 
-/// `C_t = sigmoid(f) C_{t-1} + exp(i) k v^T`, `n_t = sigmoid(f) n_{t-1} + exp(i) k`,
-/// `y = sigmoid(o) * norm(q C / max(|q n|, 1))`.
+/// The mLSTM layer of xLSTM-7B (Beck et al. 2025, arXiv 2503.13427): `C_t = sigmoid(f) C_{t-1} + exp(i) k v^T`,
+/// `n_t = sigmoid(f) n_{t-1} + exp(i) k`, `y = sigmoid(o) * norm(q C / max(|q n|, 1))`.
 ///
 /// The layer of xLSTM-7B: everything but the gates' biases comes from the in-projection. The paper of 2024 has a
 /// convolution and a skip connection around the same memory: `mlstm_block`.

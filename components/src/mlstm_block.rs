@@ -9,8 +9,8 @@ use kernels::{
 
 use crate::{block_diagonal, mlstm::Memory, norm::per_head};
 
-/// `u = silu(conv(x))`, `q, k = W_q u, W_k u` and `v = W_v x` by block-diagonal matrices, gates from `[q, k, v]`,
-/// `y = (norm(q C / max(|q n|, 1)) + skip * u) * silu(z)`.
+/// The mLSTM block (Beck et al. 2024, arXiv 2405.04517): `u = silu(conv(x))`, `q, k = W_q u, W_k u` and `v = W_v x`
+/// by block-diagonal matrices, gates from `[q, k, v]`, `y = (norm(q C / max(|q n|, 1)) + skip * u) * silu(z)`.
 ///
 /// `x` and `z` come from the in-projection, which is the block's up-projection. The layer of xLSTM-7B is `mlstm`.
 #[component_config]

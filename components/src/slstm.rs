@@ -9,8 +9,9 @@ use kernels::{
 
 use crate::{block_diagonal, norm::per_head};
 
-/// `c_t = sigmoid(f) c_{t-1} + exp(i) tanh(z)`, `n_t = sigmoid(f) n_{t-1} + exp(i)`, `h_t = sigmoid(o) c_t / n_t`, each
-/// gate `W x + R h_{t-1} + b` with matrices that are diagonal over heads; `y = norm(h)`.
+/// The sLSTM (Beck et al. 2024, arXiv 2405.04517): `c_t = sigmoid(f) c_{t-1} + exp(i) tanh(z)`,
+/// `n_t = sigmoid(f) n_{t-1} + exp(i)`, `h_t = sigmoid(o) c_t / n_t`, each gate `W x + R h_{t-1} + b` with matrices
+/// that are diagonal over heads; `y = norm(h)`.
 ///
 /// It reads the layer's normed input itself and is as wide as `d_model`; the paper has no out-projection after it
 /// (`out_projection: none`). The gated feed-forward network of the paper's block is the layer's channel mixer.

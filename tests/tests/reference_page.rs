@@ -33,11 +33,9 @@ fn every_mixer_names_its_source_and_shows_its_costs() {
     for section in page.split("\n### ").skip(1).filter(|section| !section.starts_with("sequence_mixer none"))
     {
         let name = section.lines().next().unwrap();
-        let years = 1950..2100;
-        let cites = section
-            .split(|c: char| !c.is_ascii_digit())
-            .any(|word| word.len() == 4 && word.parse().is_ok_and(|year: i32| years.contains(&year)));
-        assert!(cites, "{name}: no paper with its year in the doc comment");
+        let doc = section.split("\n| field").next().unwrap();
+        let cites = ["et al. 20", "& Gu 20", "& Dao 20", "AI 20"].iter().any(|authors| doc.contains(authors));
+        assert!(cites, "{name}: no paper in the doc comment: {doc}");
         assert!(section.contains("\nExample `") && section.contains("- operations: "), "{name}: no example");
     }
 }

@@ -32,6 +32,7 @@ fn table(value: &Value) -> Value {
     data.chunks(columns).map(<[Value]>::to_vec).collect()
 }
 
+#[allow(clippy::float_cmp)] // what is ruled out is minus infinity in both
 fn compare(name: &str, ours: &[f32], theirs: &[f32]) {
     assert_eq!(ours.len(), theirs.len());
     for (token, (ours, theirs)) in ours.iter().zip(theirs).enumerate() {
