@@ -1,12 +1,14 @@
 //! The command line: what can be said, and the help that teaches it.
 
 mod generate;
+mod weights;
 
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
 pub use generate::Generate;
+pub use weights::{ExportHf, ExportTo, ImportFrom, ImportHf, Logits};
 
 /// Research on language models that mix attention, state-space models, xLSTM and experts in one network.
 #[derive(Debug, Parser)]
@@ -21,7 +23,8 @@ Examples:
   hymba run recipes/quickstart.yaml                train, evaluate, sample
   hymba run recipes/quickstart.yaml --resume       go on where a stopped run was
   hymba components sequence_mixer                  what a layer can be made of, with every field
-  hymba generate runs/quickstart --prompt 'fn '    continue a text with a trained model"
+  hymba generate runs/quickstart --prompt 'fn '    continue a text with a trained model
+  hymba import hf models/llama --out runs/llama    weights of another library as a run"
 )]
 pub struct Arguments {
     /// What to do.
@@ -85,6 +88,13 @@ Example:
     /// Continue texts with a trained model
     #[command(after_help = generate::EXAMPLES)]
     Generate(Box<Generate>),
+    /// Make a run of another library's weights
+    Import(weights::Import),
+    /// Write a run as another library's weights
+    Export(weights::Export),
+    /// Compute what a model says of given tokens, to compare it with anything
+    #[command(after_help = weights::LOGITS_EXAMPLES)]
+    Logits(Box<weights::Logits>),
     /// Show what this binary finds: libtorch, processor, GPU
     Doctor,
     /// Print a completion script for a shell

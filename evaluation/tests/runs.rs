@@ -130,8 +130,8 @@ fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 fn continue_text(saved: &SavedRun, prompt: &str, most: usize) -> Result<(GeneratedText, String), StageError> {
     let mut options = TextOptions::default();
     (options.generate.max_new_tokens, options.generate.sampling) = (most, Sampling::greedy());
-    let (ids, mut heard) = (prompt_tokens(&saved.tokenizer, prompt)?, String::new());
-    let mut texts = generate_text(&saved.model, &saved.tokenizer, &[ids], &options, |event| {
+    let (ids, mut heard) = (prompt_tokens(saved.tokenizer().unwrap(), prompt)?, String::new());
+    let mut texts = generate_text(&saved.model, saved.tokenizer().unwrap(), &[ids], &options, |event| {
         if let TextEvent::Piece(0, text) = event {
             heard.push_str(text);
         }
@@ -312,7 +312,7 @@ fn a_text_begins_as_documents_do_and_ends_where_the_model_does() {
     let project = Project::new();
     project.run(&[], |_| ());
     let saved = SavedRun::open(&project.path("run"), Which::Last, Device::Cpu).unwrap();
-    let tokenizer: &Tokenizer = &saved.tokenizer;
+    let tokenizer: &Tokenizer = saved.tokenizer().unwrap();
     let eos = i64::from(tokenizer.eos());
     // Without a token that ends it, so that the length alone does.
     let expected = |prompt: &[i64], most: usize| {

@@ -146,6 +146,9 @@ pub enum StageError {
     /// A checkpoint failed.
     #[error(transparent)]
     Checkpoint(#[from] training::checkpoint::CheckpointError),
+    /// Foreign weights could not be read or written.
+    #[error(transparent)]
+    Weights(#[from] hymba_plus::weights::WeightsError),
     /// Anything else, in words.
     #[error("{0}")]
     Other(String),

@@ -7,6 +7,7 @@ pub mod model;
 mod pretrain;
 mod runner;
 mod saved_run;
+pub mod weights;
 
 pub use context::{RunError, Stage, StageContext, StageError, StagesSection, stage};
 pub use generate::{GeneratedText, Prompt, TextEvent, TextOptions, generate_text, prompt_tokens};

@@ -14,16 +14,19 @@ use training::{
     checkpoint::Found,
     run_dir::{saved_checkpoints, saved_recipe, saved_tokenizer},
     tokenizer::Tokenizer,
-    trainer::TrainerConfig,
+    trainer::{TokenizerSection, TrainerConfig},
 };
 
-use crate::context::{StageError, StagesSection};
+use crate::{
+    context::{StageError, StagesSection},
+    weights::IMPORT,
+};
 
 /// The tokenizer and a model of a run directory.
 #[derive(Debug)]
 pub struct SavedRun {
-    /// The tokenizer that the run trained or read.
-    pub tokenizer: Tokenizer,
+    /// The tokenizer that the run trained or read; none when its weights were imported without one.
+    pub tokenizer: Option<Tokenizer>,
     /// The model with the weights of the checkpoint.
     pub model: Model,
     /// How the run computed.
@@ -45,11 +48,12 @@ impl SavedRun {
         let recipe = saved_recipe(folder)?;
         let recipe =
             recipe.ok_or_else(|| other(" is not a run directory: it has no recipe.yaml".to_owned()))?;
-        let tokenizer = Tokenizer::load(&saved_tokenizer(folder))?;
+        let has_tokenizer = section::<TokenizerSection>(&recipe)?.is_some();
+        let tokenizer = has_tokenizer.then(|| Tokenizer::load(&saved_tokenizer(folder))).transpose()?;
         let model: ModelConfig =
             section(&recipe)?.ok_or_else(|| other("/recipe.yaml: the recipe has no model".to_owned()))?;
-        let plan =
-            ModelPlan::resolve(&model, Some(tokenizer.planned_vocab_size() as i64)).map_err(|wrong| {
+        let plan = ModelPlan::resolve(&model, tokenizer.as_ref().map(|t| t.planned_vocab_size() as i64))
+            .map_err(|wrong| {
                 let wrong: Vec<String> = wrong.iter().map(ToString::to_string).collect();
                 other(format!("/recipe.yaml: {}", wrong.join("; ")))
             })?;
@@ -57,7 +61,8 @@ impl SavedRun {
             Some(trainer) => trainer,
             None => read(Value::Object(serde_json::Map::new()), TrainerConfig::KEY)?,
         };
-        let stages = section::<StagesSection>(&recipe)?.map_or_else(Vec::new, |stages| stages.names());
+        let stages = section::<StagesSection>(&recipe)?.map(|stages| stages.names());
+        let stages = stages.unwrap_or_else(|| vec![IMPORT.to_owned()]);
         let model =
             Model::build(&plan, BuildOptions { device, kind: trainer.precision.parameter_kind(), seed: 0 })?;
         let tensors: Vec<_> =
@@ -83,6 +88,18 @@ impl SavedRun {
             }
         }
         Err(missing.map_or_else(|| other(" has no checkpoint yet".to_owned()), StageError::from))
+    }
+
+    /// The tokenizer, for those who cannot do without.
+    ///
+    /// # Errors
+    /// When the run has none.
+    pub fn tokenizer(&self) -> Result<&Tokenizer, StageError> {
+        self.tokenizer.as_ref().ok_or_else(|| {
+            let message = "this run has no tokenizer: its weights were imported without one, so it reads token ids only \
+                           (`hymba logits`); import them again from a folder with a tokenizer.json";
+            StageError::Other(message.to_owned())
+        })
     }
 }
 

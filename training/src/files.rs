@@ -17,8 +17,11 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     })
 }
 
-/// Size and SHA-256 of a file, read in pieces.
-pub(crate) fn digest(path: &Path) -> io::Result<(u64, String)> {
+/// Size and SHA-256 (hexadecimal) of a file, read in pieces.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn digest(path: &Path) -> io::Result<(u64, String)> {
     let (mut file, mut hasher, mut size) = (File::open(path)?, Sha256::new(), 0);
     let mut buffer = vec![0; 1 << 20];
     loop {

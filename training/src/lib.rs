@@ -36,6 +36,7 @@ pub mod train_loop;
 pub mod trainer;
 
 pub use error::{TaskError, TrainError};
+pub use files::digest as file_digest;
 pub use task::{Loss, Task};
 pub use train_loop::train;
 

@@ -9,7 +9,7 @@ use tch::Device;
 use crate::{
     environment::{Environment, Execution, now_utc},
     error::TrainError,
-    run_dir::{Existing, RunDir, RunRecord},
+    run_dir::{Existing, RunDir},
     telemetry::{Console, MetricRecord, MetricsFile},
     trainer::TrainerConfig,
 };
@@ -255,13 +255,7 @@ fn begin(directory: &RunDir, recipe: &Recipe, options: &RunOptions) -> Result<bo
         if options.resume {
             console.line(&format!("nothing to continue in {}: starting afresh", options.run_dir.display()));
         }
-        let record = RunRecord {
-            name: recipe.name().to_owned(),
-            recipe_hash: hash,
-            started: now_utc(),
-            resumed: vec![],
-        };
-        directory.write_record(&record)?;
+        directory.write_beginning(recipe.name(), &hash)?;
         return Ok(false);
     };
     if record.recipe_hash != hash {

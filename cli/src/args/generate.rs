@@ -163,7 +163,8 @@ impl Generate {
     }
 }
 
-fn checkpoint(text: &str) -> Result<Which, String> {
+/// Which weights: a word or a step.
+pub(super) fn checkpoint(text: &str) -> Result<Which, String> {
     match text {
         "last" => Ok(Which::Last),
         "best" => Ok(Which::Best),

@@ -19,17 +19,18 @@ pub(super) fn run(arguments: &Generate) -> Outcome {
     let options = arguments.options();
     options.generate.check().map_err(|error| flags(&error.to_string()))?;
     let prompts = prompts(arguments)?;
-    let mut saved = SavedRun::open(&arguments.run, arguments.checkpoint, arguments.device.resolve()?)?;
+    let saved = SavedRun::open(&arguments.run, arguments.checkpoint, arguments.device.resolve()?)?;
     for reason in &saved.passed_over {
         output::error(&format!("{reason}; taking {}", saved.checkpoint.display()));
     }
     if let Some(threads) = arguments.threads.map(|threads| threads as usize).or(saved.trainer.threads) {
         torch_bridge::device::set_intra_threads(threads)?;
     }
+    let mut tokenizer = saved.tokenizer()?.clone();
     if let Some(template) = &arguments.chat_template {
-        saved.tokenizer = saved.tokenizer.with_chat_template(&read(template)?);
+        tokenizer = tokenizer.with_chat_template(&read(template)?);
     }
-    let (model, tokenizer) = (&saved.model, &saved.tokenizer);
+    let (model, tokenizer) = (&saved.model, &tokenizer);
     let ids: Vec<Vec<i64>> =
         prompts.iter().map(|prompt| prompt.tokens(tokenizer)).collect::<Result<_, _>>()?;
     // A text is shown with what it continues; of a chat, the answer.

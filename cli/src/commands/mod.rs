@@ -4,7 +4,10 @@ mod components;
 mod config;
 mod conformance;
 mod doctor;
+mod export;
 mod generate;
+mod import;
+mod logits;
 mod plan;
 mod run;
 mod validate;
@@ -36,6 +39,9 @@ pub fn dispatch(command: Command) -> Outcome {
             Ok(ExitCode::SUCCESS)
         }
         Command::Generate(arguments) => generate::run(&arguments),
+        Command::Import(arguments) => import::run(&arguments.from),
+        Command::Export(arguments) => export::run(&arguments.to),
+        Command::Logits(arguments) => logits::run(&arguments),
         Command::Doctor => doctor::run(),
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -163,10 +163,7 @@ pub(super) fn map_mixer(map: &mut Mapping, layer: &LayerPlan, theirs: &str) {
 /// The mixer's own parameters; `index` is `.0` where the foreign class keeps them in lists of one.
 pub(super) fn map_state_space(map: &mut Mapping, layer: &LayerPlan, theirs: &str, index: &str) {
     let ours = format!("layers.{}.mixers.mamba", layer.index);
-    if let Some(mixer) = layer.mixers.iter().find(|mixer| mixer.component.kind == "mamba")
-        && let Some(conv) = mixer.module.parameters.iter().find(|plan| plan.name.ends_with("conv.weight"))
-        && let [channels, width] = conv.shape[..]
-    {
+    if let Some(&[channels, width]) = map.shape(&format!("{ours}.conv.weight")) {
         let name = format!("{theirs}.conv1d.weight");
         map.shaped(format!("{ours}.conv.weight"), name, &[channels, 1, width], Layout::Same);
     }

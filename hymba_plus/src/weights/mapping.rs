@@ -177,6 +177,11 @@ impl Mapping {
         self.ours.contains_key(name)
     }
 
+    /// The shape of a parameter, if the model has it.
+    pub fn shape(&self, name: &str) -> Option<&[i64]> {
+        self.ours.get(name).map(Vec::as_slice)
+    }
+
     /// A foreign tensor that is a part of ours, in the same shape.
     pub fn same(&mut self, ours: impl Into<Part>, theirs: impl Into<String>) {
         self.stacked([ours.into()], theirs);

@@ -7,6 +7,7 @@
 //!   environment.json    versions, git commit, processor, threads, device
 //!   data.json           every data file with its size and SHA-256
 //!   tokenizer.json      the tokenizer, and tokenizer_config.json its borders
+//!   import.json         where the weights came from, of a run that was imported
 //!   metrics.jsonl       one line per logged step or evaluation
 //!   progress.json       which stages were started and finished
 //!   tensorboard/STAGE/  the same as metrics.jsonl, for TensorBoard
@@ -32,7 +33,7 @@ use serde_json::Value;
 use crate::{
     checkpoint::{CheckpointReader, CheckpointStore},
     data::FileRecord,
-    environment::Environment,
+    environment::{Environment, now_utc},
     files,
 };
 use lock::Lock;
@@ -68,6 +69,7 @@ const ENVIRONMENT: &str = "environment.json";
 const DATA: &str = "data.json";
 const TOKENIZER: &str = "tokenizer.json";
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+const IMPORT: &str = "import.json";
 const METRICS: &str = "metrics.jsonl";
 const PROGRESS: &str = "progress.json";
 const TENSORBOARD: &str = "tensorboard";
@@ -75,13 +77,14 @@ const CHECKPOINTS: &str = "checkpoints";
 const STAGES: &str = "stages";
 
 /// Names that a run makes, and that overwriting removes; nothing else is ever touched.
-const OURS: [&str; 11] = [
+const OURS: [&str; 12] = [
     RECIPE,
     RUN,
     ENVIRONMENT,
     DATA,
     TOKENIZER,
     TOKENIZER_CONFIG,
+    IMPORT,
     METRICS,
     PROGRESS,
     TENSORBOARD,
@@ -260,6 +263,27 @@ impl RunDir {
         self.write_json(DATA, &files)
     }
 
+    /// Writes `run.json` of a run that begins now.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write_beginning(&self, name: &str, recipe_hash: &str) -> Result<(), RunDirError> {
+        self.write_record(&RunRecord {
+            name: name.to_owned(),
+            recipe_hash: recipe_hash.to_owned(),
+            started: now_utc(),
+            resumed: Vec::new(),
+        })
+    }
+
+    /// Writes where imported weights came from.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write_import(&self, provenance: &Value) -> Result<(), RunDirError> {
+        self.write_json(IMPORT, provenance)
+    }
+
     pub(crate) fn record(&self) -> Result<Option<RunRecord>, RunDirError> {
         self.read_json(RUN)
     }
@@ -277,14 +301,7 @@ impl RunDir {
     }
 
     fn read_json<T: for<'de> Deserialize<'de>>(&self, name: &str) -> Result<Option<T>, RunDirError> {
-        let path = self.root.join(name);
-        match fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes)
-                .map(Some)
-                .map_err(|error| RunDirError::Format { path, message: error.to_string() }),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(RunDirError::Io { path, source }),
-        }
+        read_json(self.root.join(name))
     }
 
     fn write_json(&self, name: &str, value: &impl Serialize) -> Result<(), RunDirError> {
@@ -317,6 +334,24 @@ pub fn saved_recipe(root: &Path) -> Result<Option<Value>, RunDirError> {
     serde_yaml::from_str(&text)
         .map(Some)
         .map_err(|error| RunDirError::Format { path, message: error.to_string() })
+}
+
+/// Where the weights of an imported run came from; none of any other run.
+///
+/// # Errors
+/// When the file cannot be read.
+pub fn saved_import(root: &Path) -> Result<Option<Value>, RunDirError> {
+    read_json(root.join(IMPORT))
+}
+
+fn read_json<T: for<'de> Deserialize<'de>>(path: PathBuf) -> Result<Option<T>, RunDirError> {
+    match fs::read(&path) {
+        Ok(bytes) => serde_json::from_slice(&bytes)
+            .map(Some)
+            .map_err(|error| RunDirError::Format { path, message: error.to_string() }),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(RunDirError::Io { path, source }),
+    }
 }
 
 /// Where a run left its tokenizer.
