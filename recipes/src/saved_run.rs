@@ -61,8 +61,11 @@ impl SavedRun {
             Some(trainer) => trainer,
             None => read(Value::Object(serde_json::Map::new()), TrainerConfig::KEY)?,
         };
-        let stages = section::<StagesSection>(&recipe)?.map(|stages| stages.names());
-        let stages = stages.unwrap_or_else(|| vec![IMPORT.to_owned()]);
+        let (stages, tokenizer) = match section::<StagesSection>(&recipe)? {
+            Some(stages) => (stages.names(), tokenizer),
+            // Nothing was trained here: the weights were imported.
+            None => (vec![IMPORT.to_owned()], tokenizer.map(Tokenizer::beginning_as_elsewhere)),
+        };
         let model =
             Model::build(&plan, BuildOptions { device, kind: trainer.precision.parameter_kind(), seed: 0 })?;
         let tensors: Vec<_> =

@@ -133,12 +133,13 @@ impl Prompt {
     }
 }
 
-/// A prompt as tokens. As in training, a document begins with the end-of-text token.
+/// A prompt as tokens. As in training, a document begins with the end-of-text token; with imported weights, as theirs
+/// did, with the `bos_token` of their tokenizer.
 ///
 /// # Errors
 /// When the tokenizer fails.
 pub fn prompt_tokens(tokenizer: &Tokenizer, prompt: &str) -> Result<Vec<i64>, TokenizerError> {
-    let begin = std::iter::once(tokenizer.eos());
+    let begin = std::iter::once(tokenizer.beginning());
     Ok(begin.chain(tokenizer.encode(prompt)?).map(i64::from).collect())
 }
 

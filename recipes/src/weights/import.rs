@@ -82,8 +82,12 @@ fn fill(directory: &RunDir, foreign: &Foreign, request: &ImportRun) -> Result<Im
     } else {
         None
     };
-    if let Some(tokenizer) = &tokenizer {
-        tokenizer.tokenizer.save(&directory.tokenizer())?;
+    if let Some(read) = &tokenizer {
+        read.tokenizer.save(&directory.tokenizer())?;
+        // Byte for byte what it was; the file beside it has our own part besides.
+        let source = request.source.join(tokenizer::TOKENIZER);
+        fs::copy(&source, directory.tokenizer())
+            .map_err(|error| StageError::Other(format!("{}: {error}", source.display())))?;
     }
     let precision = if foreign.dtype() == "float64" { Precision::Float64 } else { Precision::Float32 };
     let end_of_text = tokenizer.as_ref().map(|tokenizer| tokenizer.end_of_text.as_str());

@@ -26,6 +26,7 @@ pub struct Tokenizer {
     planned: usize,
     end_of_text: u32,
     pad: u32,
+    beginning: u32,
     config: TokenizerConfig,
     /// Made when they are first asked for.
     lazy: Arc<Lazy>,
@@ -52,7 +53,7 @@ impl Tokenizer {
         let json =
             library.to_string(false).map_err(TokenizerError::library("writing the tokenizer as JSON"))?;
         let (config, lazy) = (TokenizerConfig::default(), Arc::default());
-        Ok(Self { library, json, planned, end_of_text, pad, config, lazy })
+        Ok(Self { library, json, planned, end_of_text, pad, beginning: end_of_text, config, lazy })
     }
 
     /// Wraps a tokenizer with our own two special tokens in its vocabulary.
@@ -167,6 +168,19 @@ impl Tokenizer {
     /// Id of the border between documents.
     pub fn eos(&self) -> u32 {
         self.end_of_text
+    }
+
+    /// Id of the token that a prompt begins with: the border between documents, as in training here.
+    pub fn beginning(&self) -> u32 {
+        self.beginning
+    }
+
+    /// Takes the `bos_token` of the `tokenizer_config.json`, if there is one, for what a prompt begins with: so the weights
+    /// of other libraries were trained.
+    #[must_use]
+    pub fn beginning_as_elsewhere(self) -> Self {
+        let bos = self.config.token("bos_token").and_then(|token| self.id(&token));
+        Self { beginning: bos.unwrap_or(self.end_of_text), ..self }
     }
 
     /// Tokens that end a generated text: the border between documents, and the `eos_token` of the
