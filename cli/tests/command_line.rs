@@ -309,7 +309,10 @@ fn a_plugins_recipe_is_refused() {
     let output = fresh().output(&["validate", &recipe, "--json"]);
     let problems = json(&String::from_utf8(output.stdout).unwrap())[0]["problems"].clone();
     assert_eq!(problems.as_array().map(Vec::len), Some(1), "{problems}");
-    contains(problems[0]["rule"].as_str().unwrap(), &["a sequence_mixer is one of: attention, mamba, none"]);
+    contains(
+        problems[0]["rule"].as_str().unwrap(),
+        &["a sequence_mixer is one of: attention, mamba, mamba2, mla, mlstm, mlstm_block, none, slstm"],
+    );
     let help = problems[0]["help"].as_str().unwrap();
     contains(help, &["a component of a plugin exists only in a program that its crate is linked into"]);
 }

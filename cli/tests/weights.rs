@@ -190,7 +190,8 @@ stages:
 ";
     std::fs::write(here.join("recipe.yaml"), recipe).unwrap();
     succeed(here, &["run", "recipe.yaml", "--run-dir", "trained"]);
-    let said = succeed(here, &["export", "hf", "trained", "out", "--window-reading", "cache", "--format", "hymba"]);
+    let said =
+        succeed(here, &["export", "hf", "trained", "out", "--window-reading", "cache", "--format", "hymba"]);
     assert!(said.contains("format hymba"), "{said}");
     let config: serde_json::Value =
         serde_json::from_slice(&std::fs::read(here.join("out/config.json")).unwrap()).unwrap();
@@ -203,8 +204,12 @@ stages:
     let said = succeed(here, &["import", "hf", "out", "--out", "again", "--window-reading", "cache"]);
     assert!(said.contains("sliding_window 8 becomes window 8"), "{said}");
     let words = ["--prompt", "a state", "--max-new-tokens", "5", "--temperature", "0", "--device", "cpu"];
-    let [first, second] = ["trained", "again"].map(|run| succeed(here, &[&["generate", run][..], &words].concat()));
+    let [first, second] =
+        ["trained", "again"].map(|run| succeed(here, &[&["generate", run][..], &words].concat()));
     assert_eq!(first, second);
     let error = fail(here, &["export", "hf", "trained", "other", "--format", "llama"]);
-    assert!(error.contains("this model cannot be written as llama") && !here.join("other").exists(), "{error}");
+    assert!(
+        error.contains("this model cannot be written as llama") && !here.join("other").exists(),
+        "{error}"
+    );
 }
