@@ -78,6 +78,7 @@ impl GeneratedText {
         }
         if !sequence.logprobs.is_empty() {
             let one = |&(id, logprob): &(i64, f32)| -> Result<Value, TokenizerError> {
+                // lint: kind-name-ok: a key of the output
                 Ok(json!({ "token": tokenizer.decode(&[id as u32])?, "id": id, "logprob": logprob }))
             };
             let tokens = sequence.logprobs.iter().map(|token| {
