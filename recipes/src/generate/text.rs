@@ -78,8 +78,8 @@ impl GeneratedText {
         }
         if !sequence.logprobs.is_empty() {
             let one = |&(id, logprob): &(i64, f32)| -> Result<Value, TokenizerError> {
-                // lint: kind-name-ok: a key of the output
-                Ok(json!({ "token": tokenizer.decode(&[id as u32])?, "id": id, "logprob": logprob }))
+                let text = tokenizer.decode(&[id as u32])?;
+                Ok(json!({ "token": text, "id": id, "logprob": logprob })) // lint: kind-name-ok: a key of the output
             };
             let tokens = sequence.logprobs.iter().map(|token| {
                 let mut object = one(&(token.token, token.logprob))?;
