@@ -153,6 +153,7 @@ fn wrong_ids_are_refused() {
         assert!(error.contains(part), "{part:?} is not in\n{error}");
         assert!(!here.join("o.safetensors").exists());
     }
+    write_ids(&here.join("ids.safetensors"), &[("input_ids", good)]);
     let error = fail(here, &["logits", "--model", ".", "--ids", "ids.safetensors", "--out", "o.safetensors"]);
     assert!(error.contains("neither a run (recipe.yaml) nor a folder"), "{error}");
 }
