@@ -3,6 +3,7 @@
 
 mod attention;
 mod block_diagonal;
+mod convolution;
 mod embedding;
 mod formats;
 mod fusion;

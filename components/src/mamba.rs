@@ -1,10 +1,9 @@
 //! Mamba-1: a selective state-space model behind a short convolution (Gu & Dao 2023, arXiv 2312.00752).
 
 use hymba_plus::prelude::*;
-use kernels::{
-    causal_conv1d::{CausalConv1d, causal_conv1d},
-    selective_scan::{SelectiveScan, selective_scan},
-};
+use kernels::selective_scan::{SelectiveScan, selective_scan};
+
+use crate::convolution::convolved;
 
 /// Mamba, a selective state-space model (Gu & Dao 2023): `u = silu(conv(x))`, `[dt | B | C] = x_proj(u)`,
 /// `delta = softplus(dt_proj(dt))`, `h_t = exp(delta A) h_{t-1} + delta B u`, `y = (C h + D u) * silu(z)`.
@@ -123,16 +122,7 @@ impl SequenceMixer for Mamba {
 
     fn forward(&self, parts: &Parts, x: &Inputs, state: &State, call: &Call<'_>) -> Result<MixerOutput> {
         let span = call.span;
-        let (u, tail) = causal_conv1d(&CausalConv1d {
-            x: x.get("x")?,
-            weight: parts.parameter("conv.weight")?,
-            bias: parts.optional_parameter("conv.bias"),
-            tail: state.get("conv_tail")?,
-            reset_tail: span.resets.is_some().then(|| call.initial.get("conv_tail")).transpose()?,
-            resets: span.resets.as_ref(),
-            lengths: span.lengths.as_ref(),
-            silu: true,
-        })?;
+        let (u, tail) = convolved(parts, x.get("x")?, state, call)?;
         let rank = self.rank(parts.plan.context.d_model);
         let low = u.f_linear(parts.parameter("x_proj.weight")?, None::<&Tensor>)?;
         let low = low.f_split_with_sizes([rank, self.d_state, self.d_state], -1)?;

@@ -1,10 +1,9 @@
 //! Mamba-2: a state-space model with one decay per head, behind a short convolution (Dao & Gu 2024, arXiv 2405.21060).
 
 use hymba_plus::prelude::*;
-use kernels::{
-    causal_conv1d::{CausalConv1d, causal_conv1d},
-    ssd::{Ssd, ssd},
-};
+use kernels::ssd::{Ssd, ssd};
+
+use crate::convolution::convolved;
 
 /// Mamba-2 (Dao & Gu 2024, arXiv 2405.21060): `[x | B | C] = silu(conv(xbc))`, `delta = softplus(dt + dt_bias)`, and
 /// for each head `h_t = exp(delta_t A) h_{t-1} + delta_t x_t B_t^T`, `y_t = h_t C_t + D x_t`; the output is
@@ -189,17 +188,7 @@ impl SequenceMixer for Mamba2 {
 
     fn forward(&self, parts: &Parts, x: &Inputs, state: &State, call: &Call<'_>) -> Result<MixerOutput> {
         let span = call.span;
-        let at_reset = |name: &str| span.resets.is_some().then(|| call.initial.get(name)).transpose();
-        let (xbc, tail) = causal_conv1d(&CausalConv1d {
-            x: x.get("xbc")?,
-            weight: parts.parameter("conv.weight")?,
-            bias: parts.optional_parameter("conv.bias"),
-            tail: state.get("conv_tail")?,
-            reset_tail: at_reset("conv_tail")?,
-            resets: span.resets.as_ref(),
-            lengths: span.lengths.as_ref(),
-            silu: true,
-        })?;
+        let (xbc, tail) = convolved(parts, x.get("xbc")?, state, call)?;
         let a_log = parts.parameter("A_log")?;
         let (inner, heads, written) =
             (parts.plan.output_width, a_log.size()[0], self.n_groups * self.d_state);
@@ -217,7 +206,7 @@ impl SequenceMixer for Mamba2 {
             c: &c,
             d: Some(parts.parameter("D")?),
             initial_state: state.get("ssm")?,
-            reset_state: at_reset("ssm")?,
+            reset_state: span.resets.is_some().then(|| call.initial.get("ssm")).transpose()?,
             resets: span.resets.as_ref(),
             valid: span.valid.as_ref(),
             chunk_size: self.chunk_size,

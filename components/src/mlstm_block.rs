@@ -2,12 +2,9 @@
 //! (Beck et al. 2024, arXiv 2405.04517, figure 11).
 
 use hymba_plus::prelude::*;
-use kernels::{
-    causal_conv1d::{CausalConv1d, causal_conv1d},
-    mlstm::DEFAULT_CHUNK_SIZE,
-};
+use kernels::mlstm::DEFAULT_CHUNK_SIZE;
 
-use crate::{block_diagonal, mlstm::Memory, norm::per_head};
+use crate::{block_diagonal, convolution::convolved, mlstm::Memory, norm::per_head};
 
 /// The mLSTM block (Beck et al. 2024, arXiv 2405.04517): `u = silu(conv(x))`, `q, k = W_q u, W_k u` and `v = W_v x`
 /// by block-diagonal matrices, gates from `[q, k, v]`, `y = (norm(q C / max(|q n|, 1)) + skip * u) * silu(z)`.
@@ -111,17 +108,7 @@ impl SequenceMixer for MlstmBlock {
     }
 
     fn forward(&self, parts: &Parts, x: &Inputs, state: &State, call: &Call<'_>) -> Result<MixerOutput> {
-        let span = call.span;
-        let (u, tail) = causal_conv1d(&CausalConv1d {
-            x: x.get("x")?,
-            weight: parts.parameter("conv.weight")?,
-            bias: parts.optional_parameter("conv.bias"),
-            tail: state.get("conv_tail")?,
-            reset_tail: span.resets.is_some().then(|| call.initial.get("conv_tail")).transpose()?,
-            resets: span.resets.as_ref(),
-            lengths: span.lengths.as_ref(),
-            silu: true,
-        })?;
+        let (u, tail) = convolved(parts, x.get("x")?, state, call)?;
         let map = |name, from| block_diagonal::forward(from, parts.parameter(name)?);
         let (q, k, v) = (map("q.weight", &u)?, map("k.weight", &u)?, map("v.weight", x.get("x")?)?);
         let together = Tensor::f_cat(&[&q, &k, &v], -1)?;

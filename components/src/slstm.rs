@@ -2,12 +2,9 @@
 //! arXiv 2405.04517, figure 10).
 
 use hymba_plus::prelude::*;
-use kernels::{
-    causal_conv1d::{CausalConv1d, causal_conv1d},
-    slstm::{Slstm as Operands, SlstmState, slstm},
-};
+use kernels::slstm::{Slstm as Operands, SlstmState, slstm};
 
-use crate::{block_diagonal, norm::per_head};
+use crate::{block_diagonal, convolution::convolved, norm::per_head};
 
 /// The sLSTM (Beck et al. 2024, arXiv 2405.04517): `c_t = sigmoid(f) c_{t-1} + exp(i) tanh(z)`,
 /// `n_t = sigmoid(f) n_{t-1} + exp(i)`, `h_t = sigmoid(o) c_t / n_t`, each gate `W x + R h_{t-1} + b` with matrices
@@ -111,25 +108,16 @@ impl SequenceMixer for Slstm {
     fn forward(&self, parts: &Parts, x: &Inputs, state: &State, call: &Call<'_>) -> Result<MixerOutput> {
         let (span, x) = (call.span, x.get("x")?);
         let mut after = state.share();
-        let mut convolved = x.shallow_clone();
+        let mut short = x.shallow_clone();
         if self.d_conv > 0 {
-            let (u, tail) = causal_conv1d(&CausalConv1d {
-                x,
-                weight: parts.parameter("conv.weight")?,
-                bias: parts.optional_parameter("conv.bias"),
-                tail: state.get("conv_tail")?,
-                reset_tail: span.resets.is_some().then(|| call.initial.get("conv_tail")).transpose()?,
-                resets: span.resets.as_ref(),
-                lengths: span.lengths.as_ref(),
-                silu: true,
-            })?;
-            convolved = u;
+            let (u, tail) = convolved(parts, x, state, call)?;
+            short = u;
             after = after.with("conv_tail", tail);
         }
         let (d_model, heads) = (parts.plan.context.d_model, self.n_heads);
         let size = [span.batch, span.time, heads, d_model / heads];
         let gate = |name: &str| -> Result<Tensor> {
-            let from = if name == "i" || name == "f" { &convolved } else { x };
+            let from = if name == "i" || name == "f" { &short } else { x };
             let y = block_diagonal::forward(from, parts.parameter(&format!("{name}.weight"))?)?;
             // The bias stays in at least 32 bits, and so do the gates.
             Ok(y.f_reshape(size)? + parts.parameter(&format!("{name}.bias"))?)

@@ -115,22 +115,27 @@ impl WeightFormat for Mamba {
     }
 
     fn mapping(&self, plan: &ModelPlan) -> Mapping {
-        const EMBEDDING: &str = "backbone.embeddings.weight";
-        let mut map = Mapping::new(plan);
-        map.same("embedding.weight", EMBEDDING);
-        for layer in &plan.layers {
-            let theirs = format!("backbone.layers.{}", layer.index);
-            map.same(format!("layers.{}.norm.weight", layer.index), format!("{theirs}.norm.weight"));
-            map_mixer(&mut map, layer, &format!("{theirs}.mixer"));
-        }
-        map.same("final_norm.weight", "backbone.norm_f.weight");
-        map_head(&mut map, plan, EMBEDDING);
-        map
+        backbone(plan, map_mixer)
     }
 
     fn silent_keys(&self) -> &'static [&'static str] {
         &SILENT
     }
+}
+
+/// The names of `backbone`, its norms and its head; `mixer` maps a layer's mixer to what stands under the given name.
+pub(super) fn backbone(plan: &ModelPlan, mixer: fn(&mut Mapping, &LayerPlan, &str)) -> Mapping {
+    const EMBEDDING: &str = "backbone.embeddings.weight";
+    let mut map = Mapping::new(plan);
+    map.same("embedding.weight", EMBEDDING);
+    for layer in &plan.layers {
+        let theirs = format!("backbone.layers.{}", layer.index);
+        map.same(format!("layers.{}.norm.weight", layer.index), format!("{theirs}.norm.weight"));
+        mixer(&mut map, layer, &format!("{theirs}.mixer"));
+    }
+    map.same("final_norm.weight", "backbone.norm_f.weight");
+    map_head(&mut map, plan, EMBEDDING);
+    map
 }
 
 /// A rank that may be `auto`: a sixteenth of the width, rounded up.

@@ -11,8 +11,9 @@ use hymba_plus::{
     },
 };
 
-use super::common::{
-    common_keys, first_layer, map_head, map_if_there, mixer, norm_eps, only_silu, rms_norm, vocab_size,
+use super::{
+    common::{common_keys, first_layer, map_if_there, mixer, norm_eps, only_silu, rms_norm, vocab_size},
+    mamba::backbone,
 };
 use crate::mamba2::Mamba2 as Mixer;
 
@@ -104,17 +105,7 @@ impl WeightFormat for Mamba2 {
     }
 
     fn mapping(&self, plan: &ModelPlan) -> Mapping {
-        const EMBEDDING: &str = "backbone.embeddings.weight";
-        let mut map = Mapping::new(plan);
-        map.same("embedding.weight", EMBEDDING);
-        for layer in &plan.layers {
-            let theirs = format!("backbone.layers.{}", layer.index);
-            map.same(format!("layers.{}.norm.weight", layer.index), format!("{theirs}.norm.weight"));
-            map_mixer(&mut map, layer, &format!("{theirs}.mixer"));
-        }
-        map.same("final_norm.weight", "backbone.norm_f.weight");
-        map_head(&mut map, plan, EMBEDDING);
-        map
+        backbone(plan, map_mixer)
     }
 
     fn silent_keys(&self) -> &'static [&'static str] {

@@ -9,29 +9,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use hymba_plus::weights::{dtype_of, kind_of};
 use safetensors::{Dtype, SafeTensorError, View, tensor::Metadata};
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use super::CheckpointError;
 
 /// Tensors by name, in an order of their owner's.
 pub type NamedTensors = Vec<(String, Tensor)>;
-
-/// libtorch types and their names in the format.
-const KINDS: [(Kind, Dtype); 12] = [
-    (Kind::Double, Dtype::F64),
-    (Kind::Float, Dtype::F32),
-    (Kind::Half, Dtype::F16),
-    (Kind::BFloat16, Dtype::BF16),
-    (Kind::Float8e4m3fn, Dtype::F8_E4M3),
-    (Kind::Float8e5m2, Dtype::F8_E5M2),
-    (Kind::Int64, Dtype::I64),
-    (Kind::Int, Dtype::I32),
-    (Kind::Int16, Dtype::I16),
-    (Kind::Int8, Dtype::I8),
-    (Kind::Uint8, Dtype::U8),
-    (Kind::Bool, Dtype::BOOL),
-];
 
 /// A tensor as the format's writer asks for it; its bytes are copied out only when it is its turn.
 struct Row<'a> {
@@ -44,8 +29,7 @@ struct Row<'a> {
 impl<'a> Row<'a> {
     fn new(name: &str, tensor: &'a Tensor) -> Result<Self, CheckpointError> {
         let kind = tensor.kind();
-        let known = KINDS.iter().find(|(known, _)| *known == kind);
-        let Some(&(_, dtype)) = known else {
+        let Some(dtype) = dtype_of(kind) else {
             return Err(CheckpointError::Kind { name: name.to_owned(), kind });
         };
         let shape = tensor.size().iter().map(|&size| size as usize).collect();
@@ -197,10 +181,6 @@ impl TensorFile {
     }
 }
 
-fn kind_of(dtype: Dtype) -> Option<Kind> {
-    KINDS.iter().find(|(_, known)| *known == dtype).map(|(kind, _)| *kind)
-}
-
 /// Where the data starts, and what the header says of it.
 fn header(mut file: &File, path: &Path) -> Result<(u64, Metadata), CheckpointError> {
     let format_error = |message: String| CheckpointError::Format { path: path.to_owned(), message };
@@ -220,7 +200,7 @@ fn header(mut file: &File, path: &Path) -> Result<(u64, Metadata), CheckpointErr
 
 #[cfg(test)]
 mod tests {
-    use tch::Device;
+    use tch::{Device, Kind};
 
     use super::*;
 
