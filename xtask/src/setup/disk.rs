@@ -4,7 +4,6 @@ use std::path::Path;
 
 use indicatif::DecimalBytes;
 
-use super::pins::{self, Parts};
 use crate::failure::{Doing, Failure, Result};
 
 /// Room for what the file system adds to ten thousand small headers.
@@ -23,10 +22,9 @@ pub fn free(folder: &Path) -> Result<u64> {
 /// Refuses a set-up that will not fit.
 ///
 /// # Errors
-/// When `home` has less room than what is left to fetch and everything unpacked.
-pub fn check(home: &Path, parts: Parts, still_to_fetch: u64) -> Result<()> {
-    let unpacked: u64 = pins::wheels(parts).map(|wheel| wheel.unpacked_bytes(parts)).sum();
-    refuse_if_less(free(home)?, still_to_fetch + unpacked + MARGIN, home)
+/// When `home` has less room than `needed`: what is left to fetch and everything unpacked, in bytes.
+pub fn check(home: &Path, needed: u64) -> Result<()> {
+    refuse_if_less(free(home)?, needed + MARGIN, home)
 }
 
 fn refuse_if_less(have: u64, need: u64, home: &Path) -> Result<()> {

@@ -113,6 +113,30 @@ impl Layout {
         }
         remove(&self.staging())
     }
+
+    /// Moves what staging holds to its places and leaves everything else there, a rename for each file.
+    ///
+    /// # Errors
+    /// When a file cannot be moved.
+    pub fn merge_staging(&self) -> Result<()> {
+        merge(&self.staging(), &self.home)?;
+        remove(&self.staging())
+    }
+}
+
+/// Moves every file below `from` to the same place below `to`, over what is there.
+fn merge(from: &Path, to: &Path) -> Result<()> {
+    let moving = || format!("move {} to {}", from.display(), to.display());
+    fs::create_dir_all(to).doing(moving)?;
+    for entry in fs::read_dir(from).doing(moving)? {
+        let (new, place) = entry.map(|entry| (entry.path(), to.join(entry.file_name()))).doing(moving)?;
+        if new.is_dir() && !new.is_symlink() {
+            merge(&new, &place)?;
+        } else {
+            fs::rename(new, place).doing(moving)?;
+        }
+    }
+    Ok(())
 }
 
 /// Removes a file, a symlink or a whole folder; nothing there is fine.
@@ -175,6 +199,21 @@ mod tests {
         assert!(layout.torch().join("lib/new").exists());
         assert!(!layout.torch().join("lib/old").exists());
         assert!(!layout.nvidia().exists());
+        assert!(!layout.staging().exists());
+    }
+
+    #[test]
+    fn staging_can_be_added_to_what_was_there() {
+        let folder = Folder::new("merge");
+        let layout = Layout::of(folder.path());
+        folder.write(".libtorch/nvidia/cu13/lib/old", "");
+        folder.write(".libtorch/nvidia/cu13/lib/both", "old");
+        folder.write(".libtorch/staging/nvidia/cu13/lib/both", "new");
+        folder.write(".libtorch/staging/nvidia/cu13/include/new.h", "");
+        layout.merge_staging().unwrap();
+        let cu13 = layout.nvidia().join("cu13");
+        assert!(cu13.join("lib/old").exists() && cu13.join("include/new.h").exists());
+        assert_eq!(fs::read_to_string(cu13.join("lib/both")).unwrap(), "new");
         assert!(!layout.staging().exists());
     }
 

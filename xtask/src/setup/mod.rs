@@ -20,7 +20,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use self::adopt::Candidate;
 use self::layout::{Layout, remove};
-use self::pins::{ESSENTIALS, HEADERS, LIBTORCH_VERSION, Parts};
+use self::pins::{ESSENTIALS, HEADERS, LIBTORCH_VERSION, Parts, Wheel};
 use self::python::Python;
 use self::stamp::{Origin, Stamp};
 use crate::failure::{Doing, Result};
@@ -45,6 +45,8 @@ impl Default for Wanted {
 /// What was found in `.libtorch`.
 enum State {
     Ready(Stamp),
+    /// Good, but with fewer parts than are wanted.
+    Smaller(Stamp),
     /// Nothing good, and why, when there is something to say.
     Unusable(Option<String>),
 }
@@ -62,22 +64,41 @@ pub fn ensure(root: &Path, wanted: Wanted) -> Result<Stamp> {
     fs::create_dir_all(&layout.home).doing(|| format!("make {}", layout.home.display()))?;
     let _lock = lock(&layout)?;
     // Another set-up may have finished while this one waited.
-    let why = match inspect(&layout, wanted)? {
+    let have = match inspect(&layout, wanted)? {
         State::Ready(stamp) => return Ok(stamp),
-        State::Unusable(why) => why,
+        State::Smaller(stamp) => Some(stamp),
+        State::Unusable(why) => {
+            if let Some(why) = why {
+                eprintln!("setting up libtorch anew: {why}");
+            }
+            None
+        }
     };
-    if let Some(why) = why {
-        eprintln!("setting up libtorch anew: {why}");
-    }
     let candidate = match users {
         _ if !wanted.adopt => None,
+        // One compiler more is no reason to change the libtorch.
+        _ if have.is_some() && wanted.parts == Parts::Nvrtc => None,
         Some(users) if users.parts >= wanted.parts => Some(users),
         _ => Candidate::of_python(wanted.parts).filter(Candidate::opens),
     };
-    match candidate {
-        Some(candidate) => adopt(&layout, candidate),
-        None => download(&layout, wanted.parts),
+    match (candidate, have) {
+        (Some(candidate), _) => adopt(&layout, candidate),
+        (None, Some(have)) => extend(&layout, &have, wanted.parts),
+        (None, None) => download(&layout, wanted.parts),
     }
+}
+
+/// Makes sure that kernels can be compiled too, where that takes one library more. An adopted libtorch is not ours to
+/// add to.
+///
+/// # Errors
+/// As [`ensure`].
+pub fn ensure_nvrtc(root: &Path) -> Result<Stamp> {
+    let stamp = ensure(root, Wanted::default())?;
+    if stamp.parts >= Parts::Nvrtc || matches!(stamp.origin, Origin::Adopted(_)) {
+        return Ok(stamp);
+    }
+    ensure(root, Wanted { parts: Parts::Nvrtc, adopt: true })
 }
 
 /// Looks at what is there, repairs what is cheap to repair and recognises what someone else unpacked.
@@ -88,16 +109,23 @@ fn inspect(layout: &Layout, wanted: Wanted) -> Result<State> {
     if let Some(damage) = stamp.damage(layout) {
         return Ok(State::Unusable(Some(damage)));
     }
-    if stamp.parts < wanted.parts {
+    let adopted = matches!(stamp.origin, Origin::Adopted(_));
+    if adopted && stamp.parts < wanted.parts {
         return Ok(State::Unusable(None));
     }
-    if !wanted.adopt && matches!(stamp.origin, Origin::Adopted(_)) {
+    if !wanted.adopt && adopted {
         return Ok(State::Unusable(Some("the one there is adopted".into())));
     }
     if !layout.link_is_good() {
         layout.write_link()?;
     }
-    Ok(State::Ready(stamp))
+    Ok(State::of(stamp, wanted))
+}
+
+impl State {
+    fn of(stamp: Stamp, wanted: Wanted) -> Self {
+        if stamp.parts < wanted.parts { Self::Smaller(stamp) } else { Self::Ready(stamp) }
+    }
 }
 
 /// Whether a libtorch that has no stamp looks like the pinned one, by the sizes of what it cannot do without.
@@ -111,7 +139,7 @@ pub fn looks_complete(layout: &Layout) -> bool {
 
 /// A libtorch without a stamp: good when its essential libraries are the pinned ones, byte for byte.
 fn recognise(layout: &Layout, wanted: Wanted) -> Result<State> {
-    if wanted.parts > Parts::Cpu || !looks_complete(layout) {
+    if !looks_complete(layout) {
         return Ok(State::Unusable(None));
     }
     for file in ESSENTIALS {
@@ -125,7 +153,7 @@ fn recognise(layout: &Layout, wanted: Wanted) -> Result<State> {
     let stamp = Stamp::measure(layout, LIBTORCH_VERSION.into(), Parts::Cpu, Origin::Found)?;
     stamp.write(layout)?;
     eprintln!("recognised libtorch {LIBTORCH_VERSION} in {}", layout.home.display());
-    Ok(State::Ready(stamp))
+    Ok(State::of(stamp, wanted))
 }
 
 /// Waits for another set-up of the same folder; the lock is gone with the process that held it.
@@ -153,36 +181,57 @@ fn adopt(layout: &Layout, candidate: Candidate) -> Result<Stamp> {
 
 fn download(layout: &Layout, parts: Parts) -> Result<Stamp> {
     let started = Instant::now();
-    platform::check()?;
-    let python = Python::find()?;
-    let (downloads, staging) = (layout.downloads(), layout.staging());
-    let left = pins::wheels(parts).map(|wheel| match fetch::reached(wheel, &downloads) {
-        fetch::Reached::Done => 0,
-        fetch::Reached::Partial(bytes) => wheel.bytes - bytes,
-    });
-    // What an unpacking that was killed has left would only take up room.
-    remove(&staging)?;
-    disk::check(&layout.home, parts, left.sum())?;
-
     let what = match parts {
         Parts::Cpu => "for the CPU",
         Parts::Nvrtc => "for the CPU, and NVRTC",
         Parts::Cuda => "with CUDA",
     };
-    eprintln!("fetching libtorch {LIBTORCH_VERSION} {what} through pip {}, once", python.pip);
-    let files: Vec<_> = pins::wheels(parts)
+    stage(layout, pins::wheels(parts).collect(), parts, &format!("libtorch {LIBTORCH_VERSION} {what}"))?;
+    Stamp::remove(layout)?;
+    layout.install_staging()?;
+    layout.write_link()?;
+    finish(layout, parts, Origin::Downloaded, started)
+}
+
+/// Adds what `parts` has more than the good libtorch that is there.
+fn extend(layout: &Layout, have: &Stamp, parts: Parts) -> Result<Stamp> {
+    let started = Instant::now();
+    let what = if parts == Parts::Nvrtc { "NVRTC, which compiles GPU kernels," } else { "what a GPU needs" };
+    stage(layout, pins::wheels_between(have.parts, parts).collect(), parts, what)?;
+    Stamp::remove(layout)?;
+    layout.merge_staging()?;
+    finish(layout, parts, have.origin.clone(), started)
+}
+
+/// Fetches wheels, verifies them and unpacks what `parts` needs of them into staging.
+fn stage(layout: &Layout, wheels: Vec<&'static Wheel>, parts: Parts, what: &str) -> Result<()> {
+    platform::check()?;
+    let python = Python::find()?;
+    let (downloads, staging) = (layout.downloads(), layout.staging());
+    let left = wheels.iter().map(|wheel| match fetch::reached(wheel, &downloads) {
+        fetch::Reached::Done => 0,
+        fetch::Reached::Partial(bytes) => wheel.bytes - bytes,
+    });
+    let unpacked = wheels.iter().map(|wheel| wheel.unpacked_bytes(parts));
+    // What an unpacking that was killed has left would only take up room.
+    remove(&staging)?;
+    disk::check(&layout.home, left.sum::<u64>() + unpacked.sum::<u64>())?;
+
+    eprintln!("fetching {what} through pip {}, once", python.pip);
+    let files: Vec<_> = wheels
+        .into_iter()
         .map(|wheel| fetch::fetch(wheel, &downloads, &python).map(|file| (wheel, file)))
         .collect::<Result<_>>()?;
     for (wheel, file) in &files {
         unpack::unpack(wheel, file, &staging, parts, &python)?;
     }
+    Ok(())
+}
 
-    Stamp::remove(layout)?;
-    layout.install_staging()?;
-    layout.write_link()?;
-    let stamp = Stamp::measure(layout, LIBTORCH_VERSION.into(), parts, Origin::Downloaded)?;
+fn finish(layout: &Layout, parts: Parts, origin: Origin, started: Instant) -> Result<Stamp> {
+    let stamp = Stamp::measure(layout, LIBTORCH_VERSION.into(), parts, origin)?;
     stamp.write(layout)?;
-    remove(&downloads)?;
+    remove(&layout.downloads())?;
     eprintln!("libtorch {LIBTORCH_VERSION} is set up ({})", rounded(started.elapsed()));
     Ok(stamp)
 }

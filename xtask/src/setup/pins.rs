@@ -15,7 +15,7 @@ pub const LIBTORCH_VERSION: &str = "2.11.0";
 pub enum Parts {
     /// What training on a CPU needs.
     Cpu,
-    /// Also NVRTC and the CUDA headers: compiles every GPU kernel, without a GPU.
+    /// Also NVRTC, which compiles every GPU kernel, without a GPU.
     Nvrtc,
     /// Also everything an NVIDIA GPU needs.
     Cuda,
@@ -73,6 +73,12 @@ impl Wheel {
 /// The wheels that `parts` needs.
 pub fn wheels(parts: Parts) -> impl Iterator<Item = &'static Wheel> {
     WHEELS.iter().filter(move |wheel| wheel.kept(parts).next().is_some())
+}
+
+/// The wheels with what `parts` has and `have` lacks.
+pub fn wheels_between(have: Parts, parts: Parts) -> impl Iterator<Item = &'static Wheel> {
+    let more = move |keep: &Keep| have < keep.parts && keep.parts <= parts;
+    WHEELS.iter().filter(move |wheel| wheel.keep.iter().any(more))
 }
 
 /// A file without which nothing runs; enough to recognise a libtorch that someone else unpacked.
@@ -161,7 +167,7 @@ pub const WHEELS: &[Wheel] = &[
         sha256: "7f82250d7782aa23b6cfe765ecc7db554bd3c2870c43f3d1821f1d18aebf0548",
         keep: &[
             Keep { parts: Parts::Cpu, paths: &["nvidia/cu13/lib/libcudart.so.13"], bytes: 704_288 },
-            Keep { parts: Parts::Nvrtc, paths: &["nvidia/cu13/include/"], bytes: 4_091_322 },
+            Keep { parts: Parts::Cuda, paths: &["nvidia/cu13/include/"], bytes: 4_091_322 },
         ],
     },
     Wheel {
@@ -191,7 +197,12 @@ pub const WHEELS: &[Wheel] = &[
         file: "nvidia_cuda_nvrtc-13.0.88-py3-none-manylinux2010_x86_64.manylinux_2_12_x86_64.whl",
         bytes: 90_215_200,
         sha256: "ad9b6d2ead2435f11cbb6868809d2adeeee302e9bb94bcf0539c7a40d80e8575",
-        keep: &[Keep { parts: Parts::Nvrtc, paths: &["nvidia/"], bytes: 227_957_479 }],
+        // Not the `.alt` libraries, a second NVRTC of the same size that nothing here opens.
+        keep: &[Keep {
+            parts: Parts::Nvrtc,
+            paths: &["nvidia/cu13/lib/libnvrtc.so.13", "nvidia/cu13/lib/libnvrtc-builtins.so.13.0"],
+            bytes: 113_718_680,
+        }],
     },
     Wheel {
         name: "nvidia-cublas",
@@ -313,6 +324,14 @@ mod tests {
         }
         assert_eq!(wheels(Parts::Cpu).count(), 3);
         assert_eq!(wheels(Parts::Cuda).count(), WHEELS.len());
+    }
+
+    #[test]
+    fn kernels_are_compiled_by_one_wheel_more() {
+        let names = |have, parts| wheels_between(have, parts).map(|wheel| wheel.name).collect::<Vec<_>>();
+        assert_eq!(names(Parts::Cpu, Parts::Nvrtc), ["nvidia-cuda-nvrtc"]);
+        assert_eq!(names(Parts::Nvrtc, Parts::Nvrtc), [""; 0]);
+        assert!(names(Parts::Nvrtc, Parts::Cuda).contains(&"torch"));
     }
 
     #[test]
