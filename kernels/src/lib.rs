@@ -3,11 +3,13 @@
 
 pub mod attention;
 pub mod causal_conv1d;
+pub mod cuda;
 pub mod kv_quant;
 pub mod mlstm;
 pub mod moe;
 mod operands;
 mod parallel;
+pub mod policy;
 mod second;
 pub mod selective_scan;
 mod simd;

@@ -1,99 +1,13 @@
 //! The causal convolution: fast path against definition, and what both must obey.
 
-#![allow(clippy::unwrap_used, clippy::struct_excessive_bools)]
+#![allow(clippy::unwrap_used)]
 
 mod common;
 
-use common::{Noise, Outcome, distance, gradcheck, outcome, second_outcome, strided, with_threads};
-use kernels::causal_conv1d::{CausalConv1d, causal_conv1d, reference};
+use common::causal_conv1d::{ALL, Case, Operation, With};
+use common::{Noise, at, distance, gradcheck, outcome, second_outcome, with_threads};
+use kernels::causal_conv1d::{causal_conv1d, reference};
 use tch::{Kind, Tensor};
-use torch_bridge::Result;
-
-type Operation = fn(&CausalConv1d<'_>) -> Result<(Tensor, Tensor)>;
-
-/// Operands in f64, in a fixed order, and what is not differentiable.
-struct Case {
-    tensors: Vec<(&'static str, Tensor)>,
-    resets: Option<Tensor>,
-    lengths: Option<Tensor>,
-    silu: bool,
-}
-
-/// Which operands a case has.
-#[derive(Clone, Copy, Debug)]
-struct With {
-    bias: bool,
-    silu: bool,
-    shared_tail: bool,
-    shared_reset: bool,
-    strided: bool,
-}
-
-const ALL: With = With { bias: true, silu: true, shared_tail: true, shared_reset: true, strided: false };
-
-impl Case {
-    /// `sizes` are batch, time, channels and width.
-    fn new(sizes: [i64; 4], with: With, resets: Option<Tensor>, lengths: Option<&[i64]>) -> Self {
-        let [batch, time, d, width] = sizes;
-        let mut noise = Noise(sizes.iter().fold(5, |seed, size| seed * 131 + *size as u64));
-        let rows = |shared| if shared { 1 } else { batch };
-        let mut tensors = vec![
-            ("x", noise.tensor(&[batch, time, d])),
-            ("weight", noise.tensor(&[d, width])),
-            ("tail", noise.tensor(&[rows(with.shared_tail), width - 1, d])),
-        ];
-        if with.bias {
-            tensors.push(("bias", noise.tensor(&[d])));
-        }
-        if resets.is_some() {
-            tensors.push(("reset_tail", noise.tensor(&[rows(with.shared_reset), width - 1, d])));
-        }
-        if with.strided {
-            for (_, x) in &mut tensors {
-                *x = strided(x);
-            }
-        }
-        Self { tensors, resets, lengths: lengths.map(Tensor::from_slice), silu: with.silu }
-    }
-
-    fn run(&self, tensors: &[Tensor], operation: Operation) -> Result<(Tensor, Tensor)> {
-        let find =
-            |name| self.tensors.iter().position(|(known, _)| *known == name).map(|index| &tensors[index]);
-        let need = |name| find(name).unwrap();
-        operation(&CausalConv1d {
-            x: need("x"),
-            weight: need("weight"),
-            bias: find("bias"),
-            tail: need("tail"),
-            reset_tail: find("reset_tail"),
-            resets: self.resets.as_ref(),
-            lengths: self.lengths.as_ref(),
-            silu: self.silu,
-        })
-    }
-
-    fn plain(&self) -> Vec<Tensor> {
-        self.tensors.iter().map(|(_, x)| x.shallow_clone()).collect()
-    }
-
-    fn outcome(&self, kind: Kind, operation: Operation) -> Outcome {
-        outcome(&self.tensors, kind, &|tensors| self.run(tensors, operation))
-    }
-
-    /// The fast path against the definition, in both precisions.
-    fn compare(&self, what: &str) {
-        let truth = self.outcome(Kind::Double, reference);
-        self.outcome(Kind::Double, causal_conv1d).assert_near(&truth, 1e-12, &format!("f64, {what}"));
-        let peer = self.outcome(Kind::Float, reference);
-        self.outcome(Kind::Float, causal_conv1d).assert_as_near_as(&peer, &truth, &format!("f32, {what}"));
-    }
-}
-
-/// True at the given tokens of every row.
-fn at(batch: i64, time: i64, tokens: &[i64]) -> Tensor {
-    let row: Vec<bool> = (0..time).map(|t| tokens.contains(&t)).collect();
-    Tensor::from_slice(&row).reshape([1, time]).expand([batch, time], false).contiguous()
-}
 
 #[test]
 fn agrees_with_the_definition_for_every_length_and_width() {

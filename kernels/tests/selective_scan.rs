@@ -1,120 +1,13 @@
 //! The selective scan: fast path against definition, and what both must obey.
 
-#![allow(clippy::unwrap_used, clippy::struct_excessive_bools)]
+#![allow(clippy::unwrap_used)]
 
 mod common;
 
-use common::{Noise, Outcome, distance, gradcheck, outcome, second_outcome, strided, with_threads};
-use kernels::selective_scan::{SelectiveScan, reference, selective_scan};
+use common::selective_scan::{ALL, Case, Operation, With};
+use common::{Noise, at, distance, gradcheck, outcome, second_outcome, with_threads};
+use kernels::selective_scan::{reference, selective_scan};
 use tch::{Kind, Tensor};
-use torch_bridge::Result;
-
-type Operation = fn(&SelectiveScan<'_>) -> Result<(Tensor, Tensor)>;
-
-/// Operands in f64, in a fixed order, and what is not differentiable.
-struct Case {
-    tensors: Vec<(&'static str, Tensor)>,
-    delta_softplus: bool,
-    resets: Option<Tensor>,
-    valid: Option<Tensor>,
-}
-
-/// Which operands a case has.
-#[derive(Clone, Copy, Debug, Default)]
-struct With {
-    delta_bias: bool,
-    delta_softplus: bool,
-    d: bool,
-    z: bool,
-    shared_initial: bool,
-    shared_reset: bool,
-    strided: bool,
-}
-
-const ALL: With = With {
-    delta_bias: true,
-    delta_softplus: true,
-    d: true,
-    z: true,
-    shared_initial: true,
-    shared_reset: true,
-    strided: false,
-};
-
-impl Case {
-    fn new(sizes: [i64; 4], with: With, resets: Option<Tensor>, valid: Option<Tensor>) -> Self {
-        let [batch, time, d_inner, d_state] = sizes;
-        let mut noise = Noise(sizes.iter().fold(7, |seed, size| seed * 131 + *size as u64));
-        let rows = |shared| if shared { 1 } else { batch };
-        let delta = noise.tensor(&[batch, time, d_inner]);
-        // Without the softplus a step size must be positive by itself.
-        let delta = if with.delta_softplus { delta - 1.0 } else { delta.abs() * 0.3 };
-        let mut tensors = vec![
-            ("u", noise.tensor(&[batch, time, d_inner])),
-            ("delta", delta),
-            ("a", -(noise.tensor(&[d_inner, d_state]).abs() + 0.1) * 2.0),
-            ("b", noise.tensor(&[batch, time, d_state])),
-            ("c", noise.tensor(&[batch, time, d_state])),
-            ("initial_state", noise.tensor(&[rows(with.shared_initial), d_inner, d_state])),
-        ];
-        if with.delta_bias {
-            tensors.push(("delta_bias", noise.tensor(&[d_inner]).abs() * 0.1));
-        }
-        if with.d {
-            tensors.push(("d", noise.tensor(&[d_inner])));
-        }
-        if with.z {
-            tensors.push(("z", noise.tensor(&[batch, time, d_inner]) * 2.0));
-        }
-        if resets.is_some() {
-            tensors.push(("reset_state", noise.tensor(&[rows(with.shared_reset), d_inner, d_state])));
-        }
-        for (_, x) in &mut tensors {
-            let rounded = x.to_kind(Kind::Float).to_kind(Kind::Double);
-            *x = if with.strided { strided(&rounded) } else { rounded };
-        }
-        Self { tensors, delta_softplus: with.delta_softplus, resets, valid }
-    }
-
-    fn run(&self, tensors: &[Tensor], operation: Operation) -> Result<(Tensor, Tensor)> {
-        let find =
-            |name| self.tensors.iter().position(|(known, _)| *known == name).map(|index| &tensors[index]);
-        let need = |name| find(name).unwrap();
-        operation(&SelectiveScan {
-            u: need("u"),
-            delta: need("delta"),
-            delta_bias: find("delta_bias"),
-            delta_softplus: self.delta_softplus,
-            a: need("a"),
-            b: need("b"),
-            c: need("c"),
-            d: find("d"),
-            z: find("z"),
-            initial_state: need("initial_state"),
-            reset_state: find("reset_state"),
-            resets: self.resets.as_ref(),
-            valid: self.valid.as_ref(),
-        })
-    }
-
-    fn outcome(&self, kind: Kind, operation: Operation) -> Outcome {
-        outcome(&self.tensors, kind, &|tensors| self.run(tensors, operation))
-    }
-
-    /// The fast path against the definition, in both precisions.
-    fn compare(&self, what: &str) {
-        let truth = self.outcome(Kind::Double, reference);
-        self.outcome(Kind::Double, selective_scan).assert_near(&truth, 1e-12, &format!("f64, {what}"));
-        let peer = self.outcome(Kind::Float, reference);
-        self.outcome(Kind::Float, selective_scan).assert_as_near_as(&peer, &truth, &format!("f32, {what}"));
-    }
-}
-
-/// True at the given tokens of every row.
-fn at(batch: i64, time: i64, tokens: &[i64]) -> Tensor {
-    let row: Vec<bool> = (0..time).map(|t| tokens.contains(&t)).collect();
-    Tensor::from_slice(&row).reshape([1, time]).expand([batch, time], false).contiguous()
-}
 
 #[test]
 fn agrees_with_the_definition_for_every_length_and_width() {

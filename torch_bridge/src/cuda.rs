@@ -55,7 +55,7 @@ fn try_open() -> CudaStatus {
         unsafe { std::env::set_var(CUBLAS_WORKSPACE, ":4096:8") };
     }
     let refused = |path, reason| CudaStatus { opened: false, path, reason: Some(reason) };
-    let directories = match directories() {
+    let directories = match library_directories() {
         Ok(directories) => directories,
         Err(reason) => return refused(None, reason),
     };
@@ -79,8 +79,12 @@ fn try_open() -> CudaStatus {
     }
 }
 
-/// Where the library may lie, in the order of trust.
-fn directories() -> Result<Vec<PathBuf>, String> {
+/// The directories of this process' libtorch, in the order of trust: where its CUDA half and the libraries that belong
+/// to it may lie.
+///
+/// # Errors
+/// `HYMBA_LIBTORCH` names no directory, or nobody can tell which `libtorch_cpu.so` is loaded.
+pub fn library_directories() -> Result<Vec<PathBuf>, String> {
     if let Some(root) = std::env::var_os(VARIABLE).filter(|value| !value.is_empty()) {
         let root = PathBuf::from(root);
         if !root.is_dir() {

@@ -1,7 +1,10 @@
 //! What the tests of all operations share: reproducible noise, distances, and an operation's outputs with its
 //! gradients.
 
-#![allow(dead_code, clippy::unwrap_used)] // each test binary uses a part
+#![allow(dead_code, clippy::unwrap_used, clippy::struct_excessive_bools)] // each test binary uses a part
+
+pub mod causal_conv1d;
+pub mod selective_scan;
 
 use tch::{Device, Kind, Tensor};
 use torch_bridge::autograd::{GradOptions, grad};
@@ -63,11 +66,18 @@ pub type Operation<'a> = &'a dyn Fn(&[Tensor]) -> torch_bridge::Result<(Tensor, 
 
 /// Runs `operation` on `inputs` (as leaves of `kind`) and differentiates.
 pub fn outcome(inputs: &[(&'static str, Tensor)], kind: Kind, operation: Operation<'_>) -> Outcome {
-    let leaves: Vec<Tensor> =
-        inputs.iter().map(|(_, x)| x.to_kind(kind).detach().set_requires_grad(true)).collect();
+    let inputs: Vec<_> = inputs.iter().map(|(name, x)| (*name, x.to_kind(kind))).collect();
+    differentiated(&inputs, kind, operation)
+}
+
+/// As [`outcome`], of inputs whose kinds and device stay; the random function's weights are rounded to `weights`.
+pub fn differentiated(inputs: &[(&'static str, Tensor)], weights: Kind, operation: Operation<'_>) -> Outcome {
+    let leaves: Vec<Tensor> = inputs.iter().map(|(_, x)| x.detach().set_requires_grad(true)).collect();
     let (y, state) = operation(&leaves).unwrap();
     let mut noise = Noise(99);
-    let weights = [&y, &state].map(|x| Some(noise.tensor(&x.size()).to_kind(kind)));
+    let mut weight =
+        |x: &Tensor| noise.tensor(&x.size()).to_kind(weights).to_kind(x.kind()).to_device(x.device());
+    let weights = [&y, &state].map(|x| Some(weight(x)));
     let options = GradOptions { allow_unused: true, ..GradOptions::default() };
     let outputs = [y.shallow_clone(), state.shallow_clone()];
     let grads = grad(&outputs, Some(&weights), &leaves, options).unwrap();
@@ -77,7 +87,8 @@ pub fn outcome(inputs: &[(&'static str, Tensor)], kind: Kind, operation: Operati
         names.push(format!("d{name}"));
         values.push(grad.unwrap_or_else(|| leaf.zeros_like()));
     }
-    Outcome { names, values: values.iter().map(|x| x.detach().to_kind(Kind::Double)).collect() }
+    let plain = |x: &Tensor| x.detach().to_device(CPU).to_kind(Kind::Double);
+    Outcome { names, values: values.iter().map(plain).collect() }
 }
 
 /// Gradients of the sum of the squares of the gradients of `outcome`, by input.
@@ -169,6 +180,12 @@ pub fn gradcheck(inputs: &[(&'static str, Tensor)], operation: Operation<'_>) {
         let distance = distance(&analytic.values[2 + which], &numeric);
         assert!(distance < 1e-7, "gradient of {name} is off by {distance:e}");
     }
+}
+
+/// True at the given tokens of every row, `[batch, time]`.
+pub fn at(batch: i64, time: i64, tokens: &[i64]) -> Tensor {
+    let row: Vec<bool> = (0..time).map(|t| tokens.contains(&t)).collect();
+    Tensor::from_slice(&row).reshape([1, time]).expand([batch, time], false).contiguous()
 }
 
 /// Runs `body` with so many threads.

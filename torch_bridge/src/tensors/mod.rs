@@ -5,4 +5,7 @@ mod bytes;
 mod slices;
 
 pub use bytes::{from_bytes, from_f32_as, to_bytes};
-pub use slices::{Element, Slice, SliceMut, data_ptr_checked, slice, slice_mut, with_slice, with_slice_mut};
+pub use slices::{
+    Element, Slice, SliceMut, data_ptr_checked, slice, slice_mut, strided_ptr_checked, with_slice,
+    with_slice_mut,
+};

@@ -163,19 +163,46 @@ pub fn with_slice_mut<T: Element, R>(tensor: &mut Tensor, body: impl FnOnce(&mut
 pub fn data_ptr_checked(tensor: &Tensor, device: Device, kind: Kind) -> Result<*mut c_void> {
     const OPERATION: &str = "data_ptr";
     inspect(OPERATION, tensor, kind)?;
-    let found = tensor.device();
-    if found != device {
-        return Err(Error::mismatch(
-            OPERATION,
-            format!("a tensor on {device:?}"),
-            format!("one on {found:?}"),
-        ));
-    }
+    on_device(OPERATION, tensor, device)?;
     data(OPERATION, tensor, true)
+}
+
+/// The address of the first element of a dense tensor of any strides, for a kernel that is told the strides too; null
+/// may come for a tensor without any.
+///
+/// What [`data_ptr_checked`] asks of the caller holds here too.
+///
+/// # Errors
+/// The tensor is undefined, sparse, on another device or of another kind.
+pub fn strided_ptr_checked(tensor: &Tensor, device: Device, kind: Kind) -> Result<*mut c_void> {
+    const OPERATION: &str = "strided_ptr";
+    dense(OPERATION, tensor, kind)?;
+    on_device(OPERATION, tensor, device)?;
+    data(OPERATION, tensor, true)
+}
+
+fn on_device(operation: &str, tensor: &Tensor, device: Device) -> Result<()> {
+    let found = tensor.device();
+    if found == device {
+        return Ok(());
+    }
+    Err(Error::mismatch(operation, format!("a tensor on {device:?}"), format!("one on {found:?}")))
 }
 
 /// All checks but the device's. Returns the number of elements.
 fn inspect(operation: &str, tensor: &Tensor, kind: Kind) -> Result<(ffi::TensorFacts, usize)> {
+    let facts = dense(operation, tensor, kind)?;
+    if facts.contiguous == 0 {
+        let (size, stride) = (tensor.size(), tensor.stride());
+        let got = format!("shape {size:?} with strides {stride:?}");
+        return Err(Error::mismatch(operation, "a contiguous tensor", got));
+    }
+    let elements = usize::try_from(facts.elements).unwrap_or(0);
+    Ok((facts, elements))
+}
+
+/// Whether it is a tensor of this kind whose elements lie in memory.
+fn dense(operation: &str, tensor: &Tensor, kind: Kind) -> Result<ffi::TensorFacts> {
     let refuse = |expected: String, got: String| Err(Error::mismatch(operation, expected, got));
     let mut facts = ffi::TensorFacts::default();
     // SAFETY: the tensor is alive and the out-pointer writable.
@@ -191,12 +218,7 @@ fn inspect(operation: &str, tensor: &Tensor, kind: Kind) -> Result<(ffi::TensorF
     if facts.plain == 0 {
         return refuse("a dense tensor".to_owned(), "a sparse, conjugated or negated one".to_owned());
     }
-    if facts.contiguous == 0 {
-        let (size, stride) = (tensor.size(), tensor.stride());
-        return refuse("a contiguous tensor".to_owned(), format!("shape {size:?} with strides {stride:?}"));
-    }
-    let elements = usize::try_from(facts.elements).unwrap_or(0);
-    Ok((facts, elements))
+    Ok(facts)
 }
 
 fn data(operation: &str, tensor: &Tensor, writable: bool) -> Result<*mut c_void> {

@@ -1,0 +1,114 @@
+//! From source to machine code: NVRTC with the cache on disk before it.
+
+use std::path::PathBuf;
+
+use super::cache::{Cache, Key};
+use super::nvrtc::{Nvrtc, Unit};
+use super::program::{Define, Program, Value};
+
+/// The oldest architecture that the kernels are written for (Ampere).
+pub const OLDEST: i32 = 80;
+
+/// NVRTC, and where its results are kept.
+pub struct Compiler {
+    nvrtc: &'static Nvrtc,
+    cache: Cache,
+}
+
+/// Machine code.
+#[derive(Debug)]
+pub struct Compiled {
+    /// An ELF file for one architecture.
+    pub cubin: Vec<u8>,
+    /// The compiler's warnings; nothing is known of those of an entry of the cache.
+    pub log: String,
+    /// Whether it came from the cache.
+    pub cached: bool,
+}
+
+impl Compiler {
+    /// The compiler with the user's cache.
+    ///
+    /// # Errors
+    /// What is missing.
+    pub fn of_user() -> Result<Self, String> {
+        Ok(Self { nvrtc: Nvrtc::get()?, cache: Cache::of_user() })
+    }
+
+    /// The compiler with a cache in this folder, or without one.
+    ///
+    /// # Errors
+    /// What is missing.
+    pub fn with_cache(folder: Option<PathBuf>) -> Result<Self, String> {
+        Ok(Self { nvrtc: Nvrtc::get()?, cache: Cache::at(folder) })
+    }
+
+    /// Which NVRTC it is: version and file.
+    pub fn description(&self) -> String {
+        let (major, minor) = self.nvrtc.version;
+        format!("NVRTC {major}.{minor} ({})", self.nvrtc.path.display())
+    }
+
+    /// The architecture (90 for `sm_90`) to compile for when a card has this compute capability (90 for 9.0).
+    ///
+    /// # Errors
+    /// The card is too old for the kernels, or too new for this NVRTC.
+    pub fn architecture(&self, capability: i32) -> Result<i32, String> {
+        if capability < OLDEST {
+            return Err(format!("the kernels need sm_{OLDEST} or newer, and this card is sm_{capability}"));
+        }
+        let (major, minor) = self.nvrtc.version;
+        self.nvrtc
+            .architecture(capability)
+            .ok_or_else(|| format!("NVRTC {major}.{minor} knows no card like sm_{capability}"))
+    }
+
+    /// The machine code of a program with these macros, from the cache or compiled.
+    ///
+    /// # Errors
+    /// The compiler's messages, with file and line.
+    pub fn compile(
+        &self,
+        program: &Program,
+        defines: &[Define],
+        architecture: i32,
+    ) -> Result<Compiled, String> {
+        let name = format!("kernels/src/{}", program.path);
+        let options = options(program, defines, architecture);
+        let headers: Vec<_> = program.headers.iter().map(|header| (header.name, header.text)).collect();
+        let unit = Unit { name: &name, text: program.text, headers: &headers, options: &options };
+        let key = self.key(&unit);
+        if let Some(cubin) = self.cache.get(&key) {
+            return Ok(Compiled { cubin, log: String::new(), cached: true });
+        }
+        let compiled = self.nvrtc.compile(&unit)?;
+        self.cache.put(&key, &compiled.cubin);
+        Ok(Compiled { cubin: compiled.cubin, log: compiled.log, cached: false })
+    }
+
+    /// All that the result depends on.
+    fn key(&self, unit: &Unit<'_>) -> Key {
+        let (major, minor) = self.nvrtc.version;
+        let version = format!("NVRTC {major}.{minor}");
+        let headers = unit.headers.iter().flat_map(|(name, text)| [*name, *text]);
+        let options = unit.options.iter().map(String::as_str);
+        Key::of([version.as_str(), unit.name, unit.text].into_iter().chain(headers).chain(options))
+    }
+}
+
+fn options(program: &Program, defines: &[Define], architecture: i32) -> Vec<String> {
+    // What is specific to an architecture began with Hopper.
+    let suffix = if program.specific && architecture >= 90 { "a" } else { "" };
+    let mut options = vec![
+        format!("--gpu-architecture=sm_{architecture}{suffix}"),
+        "--std=c++17".to_owned(),
+        // Profilers and compute-sanitizer name the line.
+        "--generate-line-info".to_owned(),
+    ];
+    options.extend(program.options.iter().map(|option| (*option).to_owned()));
+    options.extend(defines.iter().map(|(name, value)| match value {
+        Value::Int(number) => format!("-D{name}={number}"),
+        Value::Text(text) => format!("-D{name}={text}"),
+    }));
+    options
+}

@@ -1,0 +1,129 @@
+//! A kernel's arguments, and giving it to libtorch's current stream.
+
+use std::ffi::c_void;
+use std::marker::PhantomData;
+
+use tch::{Device, Kind, Tensor};
+use torch_bridge::{Error, Result, device, tensors};
+
+use super::driver::Kernel;
+pub(crate) use super::driver::Shape;
+use super::loaded::Loaded;
+
+/// A kernel and its arguments so far, in the order of its parameters.
+///
+/// The tensors are borrowed until the launch. After it they may be dropped: libtorch's allocator hands memory out again
+/// to later work of the same stream only, and the launch is on that stream.
+pub(crate) struct Launch<'a> {
+    loaded: &'static Loaded,
+    kernel: &'static Kernel,
+    name: &'static str,
+    arguments: Vec<Argument>,
+    /// What was wrong with an argument; said at the launch.
+    refused: Option<Error>,
+    _tensors: PhantomData<&'a Tensor>,
+}
+
+/// The bytes of one argument, at an address that suits any type.
+#[repr(C, align(8))]
+#[derive(Clone, Copy)]
+struct Argument {
+    bytes: [u8; 8],
+    length: usize,
+}
+
+impl<'a> Launch<'a> {
+    pub(super) fn new(loaded: &'static Loaded, name: &'static str, kernel: &'static Kernel) -> Self {
+        Self { loaded, kernel, name, arguments: Vec::new(), refused: None, _tensors: PhantomData }
+    }
+
+    /// The address of a dense tensor's first element; the kernel is told the strides by other arguments.
+    pub(crate) fn tensor(mut self, tensor: &'a Tensor, kind: Kind) -> Self {
+        match tensors::strided_ptr_checked(tensor, self.loaded.device(), kind) {
+            Ok(address) => self.value(&(address.addr() as u64).to_ne_bytes()),
+            Err(error) => {
+                self.refused.get_or_insert(error);
+                self
+            }
+        }
+    }
+
+    /// As [`tensor`](Self::tensor); a null pointer when there is none.
+    pub(crate) fn optional(self, tensor: Option<&'a Tensor>, kind: Kind) -> Self {
+        match tensor {
+            Some(tensor) => self.tensor(tensor, kind),
+            None => self.value(&0u64.to_ne_bytes()),
+        }
+    }
+
+    /// `long long`, as all sizes and strides are.
+    pub(crate) fn i64(self, value: i64) -> Self {
+        self.value(&value.to_ne_bytes())
+    }
+
+    /// `int`.
+    pub(crate) fn i32(self, value: i32) -> Self {
+        self.value(&value.to_ne_bytes())
+    }
+
+    /// `float`.
+    pub(crate) fn f32(self, value: f32) -> Self {
+        self.value(&value.to_ne_bytes())
+    }
+
+    fn value(mut self, value: &[u8]) -> Self {
+        let mut bytes = [0; 8];
+        bytes[..value.len()].copy_from_slice(value);
+        self.arguments.push(Argument { bytes, length: value.len() });
+        self
+    }
+
+    /// Gives the kernel to the current stream of its device and does not wait for it. A grid without blocks does
+    /// nothing.
+    ///
+    /// # Safety
+    /// The arguments must be the kernel's parameters, in order, and every tensor must have the elements that the kernel
+    /// reads or writes under these arguments and this shape. (Number and sizes of the arguments are checked.)
+    ///
+    /// # Errors
+    /// A tensor is of another kind or device, the arguments do not fit the kernel's parameters, or the driver refuses
+    /// the shape. What goes wrong in the kernel itself is said by a later call, as with all work of a GPU.
+    pub(crate) unsafe fn run(mut self, shape: Shape) -> Result<()> {
+        if let Some(error) = self.refused.take() {
+            return Err(self.failure(&error.to_string()));
+        }
+        let given: Vec<usize> = self.arguments.iter().map(|argument| argument.length).collect();
+        if self.kernel.parameters() != given {
+            let wanted = self.kernel.parameters();
+            let reason = format!("its parameters have {wanted:?} bytes, the arguments {given:?}");
+            return Err(self.failure(&reason));
+        }
+        if shape.grid.contains(&0) {
+            return Ok(());
+        }
+        let (stream, _) = device::current_stream(self.loaded.device())?;
+        let mut addresses: Vec<*mut c_void> =
+            self.arguments.iter_mut().map(|argument| (&raw mut argument.bytes).cast()).collect();
+        // SAFETY: number and sizes were compared with the kernel's own; the rest the caller promises.
+        let launched = unsafe { self.loaded.module().launch(self.kernel, shape, stream, &mut addresses) };
+        launched.map_err(|reason| self.failure(&format!("{reason} ({shape:?})")))
+    }
+
+    fn failure(&self, reason: &str) -> Error {
+        Error::other(format!("{} of kernels/src/{}: {reason}", self.name, self.loaded.program().path))
+    }
+}
+
+/// `ceil(count / size)` blocks.
+pub(crate) fn blocks(count: i64, size: i64) -> Result<u32> {
+    u32::try_from(count.max(0).div_euclid(size) + i64::from(count.max(0).rem_euclid(size) != 0))
+        .map_err(|_| Error::other(format!("{count} elements are too many for one launch")))
+}
+
+/// The index of a CUDA device.
+pub(super) fn index(device: Device) -> Option<usize> {
+    match device {
+        Device::Cuda(index) => Some(index),
+        _ => None,
+    }
+}
