@@ -147,20 +147,16 @@ selective_scan_backward(const T* u, i64 u_batch, i64 u_time, const T* delta, i64
     float dd = 0.0f, dbias = 0.0f;
     bool fresh = true; // nothing written to dreset yet
 
-    const Rows u_rows(u, u_batch, u_time, d_inner), delta_rows(delta, delta_batch, delta_time, d_inner);
-    const Rows dy_rows(dy, dy_batch, dy_time, d_inner);
-    const Rows z_rows(GATED ? z : u, GATED ? z_batch : u_batch, GATED ? z_time : u_time, d_inner);
+    Rows<STREAMS> rows(d_inner);
+    rows.set(U, u, u_batch, u_time);
+    rows.set(DELTA, delta, delta_batch, delta_time);
+    rows.set(DY, dy, dy_batch, dy_time);
+    if constexpr (GATED) rows.set(STREAMS - 1, z, z_batch, z_time);
     const T *b_row = b + batch * b_batch, *c_row = c + batch * c_batch;
 
     // The rows of group `group` of the tile at `t`, to place `slot`.
     auto copy_group = [&](i64 t, int group, int slot) {
-        const i64 from = t + group * STEPS;
-        u_rows.copy<STEPS>(shared.rows[U][slot * STEPS], from, end);
-        delta_rows.copy<STEPS>(shared.rows[DELTA][slot * STEPS], from, end);
-        dy_rows.copy<STEPS>(shared.rows[DY][slot * STEPS], from, end);
-#if GATED
-        z_rows.copy<STEPS>(shared.rows[Z][slot * STEPS], from, end);
-#endif
+        rows.template copy<STEPS>(shared.rows[0][slot * STEPS], CHECKPOINT * CHANNELS, t + group * STEPS, end);
     };
     // The kept state of the tile at `t`: each thread brings its own.
     auto copy_state = [&](i64 t) {
@@ -245,6 +241,7 @@ selective_scan_backward(const T* u, i64 u_batch, i64 u_time, const T* delta, i64
         for (int group = GROUPS - 1; group >= 0; group--) {
             const int slot = side ? GROUPS - 1 - group : group;
             const i64 token = t + group * STEPS;
+            const i64 where = (row + token) * d_inner + channel;
             if (group < GROUPS - 1) read_state(h, group);
 
             // Second sweep: states and decays of the group, and what follows from them alone.
@@ -292,7 +289,7 @@ selective_scan_backward(const T* u, i64 u_batch, i64 u_time, const T* delta, i64
 #if GATED
                 const float output = fmaf(skip, input, sum_lanes((s[0] + s[1]) + (s[2] + s[3])));
                 const float slope = up * output * fmaf(gate * open, 1.0f - open, open);
-                if (writes && i < count) dz[(row + token + k) * d_inner + channel] = from_float<T>(slope);
+                if (writes && i < count) dz[where + k * d_inner] = from_float<T>(slope);
 #endif
             }
             if (group == 0 && t > begin) {
@@ -331,9 +328,8 @@ selective_scan_backward(const T* u, i64 u_batch, i64 u_time, const T* delta, i64
                 dd = fmaf(ds[k], input, dd);
                 dbias += step_slope;
                 if (writes && i < count) {
-                    const i64 where = (row + token + k) * d_inner + channel;
-                    du[where] = from_float<T>(input_slope);
-                    ddelta[where] = from_float<T>(step_slope);
+                    du[where + k * d_inner] = from_float<T>(input_slope);
+                    ddelta[where + k * d_inner] = from_float<T>(step_slope);
                 }
                 if (starts(i)) {
                     if (exists) {
@@ -405,14 +401,12 @@ selective_scan_local_backward(const T* delta, i64 delta_batch, i64 delta_time, c
         g[n] = 0.0f;
     }
     const float bias = exists && delta_bias ? delta_bias[channel] : 0.0f;
-    const Rows delta_rows(delta, delta_batch, delta_time, d_inner), dy_rows(dy, dy_batch, dy_time, d_inner);
-    const Rows z_rows(GATED ? z : dy, GATED ? z_batch : dy_batch, GATED ? z_time : dy_time, d_inner);
+    Rows<STREAMS - 1> from(d_inner);
+    from.set(0, delta, delta_batch, delta_time);
+    from.set(1, dy, dy_batch, dy_time);
+    if constexpr (GATED) from.set(STREAMS - 2, z, z_batch, z_time);
     for (i64 t = begin + (end - begin - 1) / TILE * TILE; t >= begin; t -= TILE) {
-        delta_rows.copy<TILE>(rows[0][0], t, end);
-        dy_rows.copy<TILE>(rows[1][0], t, end);
-#if GATED
-        z_rows.copy<TILE>(rows[2][0], t, end);
-#endif
+        from.template copy<TILE>(rows[0][0], TILE * CHANNELS, t, end);
         copy_async_commit();
         for (int i = threadIdx.x; i < TILE * STATES; i += THREADS) {
             const i64 token = t + i / STATES;

@@ -15,12 +15,10 @@
 constexpr int TILE = 32 / int(sizeof(T));
 static_assert(CHECKPOINT % TILE == 0, "a checkpoint is at a tile's start");
 
-struct Tile {
-    T u[TILE][CHANNELS];
-    T delta[TILE][CHANNELS];
-#if GATED
-    T z[TILE][CHANNELS];
-#endif
+enum { U, DELTA, Z };
+
+template <int STREAMS> struct Tile {
+    T rows[STREAMS][TILE][CHANNELS];
     float projections[TILE][2][STATES];
     u8 flags[TILE];
 };
@@ -35,7 +33,8 @@ template <bool LOCAL>
 DEVICE void scan(const Operands& x, const float* a, const float* delta_bias, const float* d, const float* start,
                  const float* reset_state, i64 reset_batch, const u8* resets, const u8* valid, T* y, float* last,
                  float* checkpoints, float* delta_sum, i64 time, i64 d_inner, i64 segment) {
-    __shared__ __align__(16) Tile tiles[2];
+    constexpr int STREAMS = GATED && !LOCAL ? 3 : 2;
+    __shared__ __align__(16) Tile<STREAMS> tiles[2];
     const Place place;
     const i64 batch = blockIdx.y, channel = i64(blockIdx.x) * CHANNELS + place.channel;
     const bool exists = channel < d_inner;
@@ -52,18 +51,15 @@ DEVICE void scan(const Operands& x, const float* a, const float* delta_bias, con
     const float skip = exists && d ? d[channel] : 0.0f;
     float sum = 0.0f;
 
-    const Rows u(x.u, x.u_batch, x.u_time, d_inner), delta(x.delta, x.delta_batch, x.delta_time, d_inner);
-    const bool gated = GATED && !LOCAL;
-    const Rows z(gated ? x.z : x.u, gated ? x.z_batch : x.u_batch, gated ? x.z_time : x.u_time, d_inner);
+    Rows<STREAMS> rows(d_inner);
+    rows.set(U, x.u, x.u_batch, x.u_time);
+    rows.set(DELTA, x.delta, x.delta_batch, x.delta_time);
+    if constexpr (STREAMS == 3) rows.set(Z, x.z, x.z_batch, x.z_time);
     const T *b = x.b + batch * x.b_batch, *c = x.c + batch * x.c_batch;
     Projections<TILE> projections;
 
-    auto copy = [&](Tile& tile, i64 t) {
-        u.copy<TILE>(&tile.u[0][0], t, end);
-        delta.copy<TILE>(&tile.delta[0][0], t, end);
-#if GATED
-        if (!LOCAL) z.copy<TILE>(&tile.z[0][0], t, end);
-#endif
+    auto copy = [&](Tile<STREAMS>& tile, i64 t) {
+        rows.template copy<TILE>(&tile.rows[0][0][0], TILE * CHANNELS, t, end);
         copy_async_commit();
 #if MASKS
         if (threadIdx.x < TILE) tile.flags[threadIdx.x] = flags_of(resets, valid, batch * time, t + threadIdx.x, end);
@@ -75,8 +71,8 @@ DEVICE void scan(const Operands& x, const float* a, const float* delta_bias, con
     projections.put(&tiles[0].projections[0][0][0]);
     T* out = y + (batch * time + begin) * d_inner + channel;
     for (i64 t = begin; t < end; t += TILE) {
-        Tile& tile = tiles[(t - begin) / TILE % 2];
-        Tile& next = tiles[((t - begin) / TILE + 1) % 2];
+        Tile<STREAMS>& tile = tiles[(t - begin) / TILE % 2];
+        Tile<STREAMS>& next = tiles[((t - begin) / TILE + 1) % 2];
         const bool more = t + TILE < end;
         copy_async_wait<0>();
         __syncthreads();
@@ -94,8 +90,8 @@ DEVICE void scan(const Operands& x, const float* a, const float* delta_bias, con
 #pragma unroll 4
         for (int i = 0; i < steps; i++) {
             float unused;
-            float step = step_size(to_float(tile.delta[i][place.channel]) + bias, unused);
-            const float input = to_float(tile.u[i][place.channel]);
+            float step = step_size(to_float(tile.rows[DELTA][i][place.channel]) + bias, unused);
+            const float input = to_float(tile.rows[U][i][place.channel]);
 #if MASKS
             const u8 flags = tile.flags[i];
             if (flags == PADDING) step = 0.0f;
@@ -123,10 +119,10 @@ DEVICE void scan(const Operands& x, const float* a, const float* delta_bias, con
             }
             float result = sum_lanes((sums[0] + sums[1]) + (sums[2] + sums[3]));
             result = fmaf(skip, input, result);
-#if GATED
-            const float gate = to_float(tile.z[i][place.channel]);
-            result *= gate * sigmoid(gate);
-#endif
+            if constexpr (STREAMS == 3) {
+                const float gate = to_float(tile.rows[Z][i][place.channel]);
+                result *= gate * sigmoid(gate);
+            }
 #if MASKS
             if (flags == PADDING) result = 0.0f;
 #endif

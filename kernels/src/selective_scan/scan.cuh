@@ -41,37 +41,56 @@ DEVICE float sum_lanes(float x) {
     return x;
 }
 
-/// Rows of one operand `[batch, time, d_inner]`, from one batch row and the block's first channel on.
-struct Rows {
-    const T* data;
-    i64 stride;   // from a token to the next, in elements
-    int channels; // how many of the block's channels exist
-    bool vectors; // whether every row starts at a multiple of 16 bytes
+/// Some operands `[batch, time, d_inner]`, channels contiguous, seen from one batch row and the block's first channel on.
+template <int STREAMS> struct Rows {
+    const T* data[STREAMS];
+    i64 stride[STREAMS]; // from a token to the next, in elements
+    int channels;        // how many of the block's channels exist
+    bool vectors;        // whether every row starts at a multiple of 16 bytes
 
-    DEVICE Rows(const T* base, i64 batch_stride, i64 time_stride, i64 d_inner) {
-        const i64 first = i64(blockIdx.x) * CHANNELS;
-        data = base + blockIdx.y * batch_stride + first;
-        stride = time_stride;
-        channels = int(d_inner - first < CHANNELS ? d_inner - first : CHANNELS);
-        vectors = (u64(base) | u64(batch_stride * sizeof(T)) | u64(time_stride * sizeof(T))) % 16 == 0;
+    DEVICE explicit Rows(i64 d_inner) {
+        const i64 left = d_inner - i64(blockIdx.x) * CHANNELS;
+        channels = int(left < CHANNELS ? left : CHANNELS);
+        vectors = true;
     }
 
-    /// Begins to copy `COUNT` tokens from `t` on to `to[COUNT][CHANNELS]`, with zeros from token `end` on.
-    template <int COUNT> DEVICE void copy(T* to, i64 t, i64 end) const {
+    DEVICE void set(int i, const T* base, i64 batch_stride, i64 time_stride) {
+        data[i] = base + blockIdx.y * batch_stride + i64(blockIdx.x) * CHANNELS;
+        stride[i] = time_stride;
+        vectors = vectors && (u64(base) | u64(batch_stride * sizeof(T)) | u64(time_stride * sizeof(T))) % 16 == 0;
+    }
+
+    /// Begins to copy `COUNT` tokens from `t` on, with zeros from token `end` on. Stream i goes to
+    /// `to + i * distance`, `[COUNT][CHANNELS]`.
+    template <int COUNT> DEVICE void copy(T* to, int distance, i64 t, i64 end) const {
         constexpr int WIDTH = 16 / sizeof(T);
         constexpr int PIECES = CHANNELS / WIDTH;
-        const T* from = data + t * stride;
+        constexpr int OF_STREAM = COUNT * PIECES;
+        const int rows = end - t < COUNT ? int(end - t) : COUNT;
 #pragma unroll
-        for (int i = threadIdx.x; i < COUNT * PIECES; i += THREADS) {
-            const int row = i / PIECES, channel = i % PIECES * WIDTH;
-            int there = channels - channel;
-            there = there < 0 || t + row >= end ? 0 : there > WIDTH ? WIDTH : there;
-            const T* piece = there > 0 ? from + row * stride + channel : data;
-            T* target = to + row * CHANNELS + channel;
+        for (int k = 0; k < (STREAMS * OF_STREAM + THREADS - 1) / THREADS; k++) {
+            const int i = k * THREADS + int(threadIdx.x);
+            if (STREAMS * OF_STREAM % THREADS != 0 && i >= STREAMS * OF_STREAM) break;
+            int stream = k * THREADS / OF_STREAM;
+            const T* from = data[stream];
+            i64 step = stride[stream];
+#pragma unroll
+            for (int j = 0; j < STREAMS; j++) // those that this round can reach
+                if (j > k * THREADS / OF_STREAM && j * OF_STREAM < (k + 1) * THREADS && i >= j * OF_STREAM) {
+                    stream = j;
+                    from = data[j];
+                    step = stride[j];
+                }
+            const int row = i % OF_STREAM / PIECES, channel = i % PIECES * WIDTH;
+            int there = row < rows ? channels - channel : 0;
+            there = there < 0 ? 0 : there > WIDTH ? WIDTH : there;
+            T* target = to + stream * distance + row * CHANNELS + channel;
+            if (there > 0) from += (t + row) * step + channel;
             if (vectors) {
-                copy_async_16(target, piece, there * int(sizeof(T)));
+                copy_async_16(target, from, there * int(sizeof(T)));
             } else {
-                for (int k = 0; k < WIDTH; k++) target[k] = k < there ? piece[k] : from_float<T>(0.0f);
+#pragma unroll 1
+                for (int j = 0; j < WIDTH; j++) target[j] = j < there ? from[j] : from_float<T>(0.0f);
             }
         }
     }
