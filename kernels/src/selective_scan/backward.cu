@@ -25,7 +25,7 @@ constexpr bool EXACT = sizeof(T) == 4;
 constexpr int STREAMS = GATED ? 4 : 3;
 enum { U, DELTA, DY, Z };
 
-struct Shared {
+struct alignas(16) Shared {
     T rows[STREAMS][CHECKPOINT][CHANNELS];
     float states[GROUPS - 1][OWN / 4][THREADS][4];
     float projections[2][CHECKPOINT][2][STATES];

@@ -17,7 +17,7 @@ static_assert(CHECKPOINT % TILE == 0, "a checkpoint is at a tile's start");
 
 enum { U, DELTA, Z };
 
-template <int STREAMS> struct Tile {
+template <int STREAMS> struct alignas(16) Tile {
     T rows[STREAMS][TILE][CHANNELS];
     float projections[TILE][2][STATES];
     u8 flags[TILE];
