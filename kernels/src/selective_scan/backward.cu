@@ -1,0 +1,448 @@
+// The selective scan, backward. With the gradients dy of y and dh of the last state, from the last token to the first:
+//
+//   ds = dy silu(z),  dz = dy s silu'(z)  where s = C h + D u
+//   g_t = C_t ds_t + carry_t,  carry_{t-1} = a_t g_t (to the reset state's gradient in place of g_{t-1} at a reset)
+//   dC = sum over channels of ds h,  dB = sum over channels of g delta u
+//   du = D ds + delta sum_n g B,  w = a_t g_t h_{t-1},  ddelta = u sum_n g B + sum_n A w,  dA += delta w
+//
+// The states are computed again from the kept ones, a tile of CHECKPOINT tokens at a time, from the last tile to the
+// first. The first sweep over a tile keeps the state before every fourth token in shared memory; then, from the last four
+// tokens to the first, a second sweep keeps their states and decays in registers and computes what needs no g, and a third
+// goes back through them. So there are two exponentials for a token's state.
+//
+// dB and dC are sums over channels, that is over threads. The matrix unit does the first part: with products of 32
+// channels as a and a matrix that picks a column as b, `mma_tf32` adds four lanes' values and lays sixteen values side by
+// side. What remains, 8 groups of lanes and 4 warps, is added in shared memory in a fixed order, and the sums of blocks by
+// `selective_scan_sum_projections`. In fp32 the products are split in two, so that nothing is lost.
+#include "scan.cuh"
+
+/// Tokens whose states are in registers together.
+constexpr int STEPS = 4;
+constexpr int GROUPS = CHECKPOINT / STEPS;
+/// Floats of a thread that hold the sums of its OWN values over four lanes.
+constexpr int PARTIAL = OWN / 4;
+constexpr bool EXACT = sizeof(T) == 4;
+constexpr int STREAMS = GATED ? 4 : 3;
+enum { U, DELTA, DY, Z };
+
+struct alignas(16) Shared {
+    T rows[STREAMS][CHECKPOINT][CHANNELS];
+    float states[GROUPS - 1][OWN / 4][THREADS][4];
+    float projections[2][CHECKPOINT][2][STATES];
+    float partial[2][STEPS][WARPS][32][PARTIAL];
+    u8 flags[2][CHECKPOINT];
+};
+
+/// Columns for `mma_tf32`: pick[j] = 1 in lanes of column j.
+struct Picks {
+    float even[4], odd[4];
+
+    DEVICE Picks() {
+        const int group = threadIdx.x % 32 / 4;
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            even[j] = group == 2 * j ? 1.0f : 0.0f;
+            odd[j] = group == 2 * j + 1 ? 1.0f : 0.0f;
+        }
+    }
+};
+
+/// `sums[0, 1]` become the sums of x[2t], x[2t + 1] over the four lanes of this lane's quad, t being its place in the quad;
+/// `sums[2, 3]` those of x[8 + 2t], x[9 + 2t].
+DEVICE void sum_quads(float (&sums)[4], const float (&x)[OWN], const Picks& pick) {
+#pragma unroll
+    for (int k = 0; k < 4; k++) sums[k] = 0.0f;
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+        const float low[2] = {x[2 * j], x[2 * j + 1]};
+        const float high[2] = {OWN == 16 ? x[(8 + 2 * j) % OWN] : 0.0f, OWN == 16 ? x[(9 + 2 * j) % OWN] : 0.0f};
+        if (EXACT) {
+            auto upper = [](float v) { return __uint_as_float(__float_as_uint(v) & 0xffffe000u); };
+            mma_tf32(sums, low[0] - upper(low[0]), high[0] - upper(high[0]), low[1] - upper(low[1]),
+                     high[1] - upper(high[1]), pick.even[j], pick.odd[j]);
+            mma_tf32(sums, upper(low[0]), upper(high[0]), upper(low[1]), upper(high[1]), pick.even[j], pick.odd[j]);
+        } else {
+            mma_tf32(sums, low[0], high[0], low[1], high[1], pick.even[j], pick.odd[j]);
+        }
+    }
+}
+
+/// Keeps a thread's partial sums of one step.
+DEVICE void keep(float (&to)[WARPS][32][PARTIAL], const float (&sums)[4]) {
+    float* at = to[threadIdx.x / 32][threadIdx.x % 32];
+    if constexpr (PARTIAL == 4) {
+        *reinterpret_cast<float4*>(at) = make_float4(sums[0], sums[1], sums[2], sums[3]);
+    } else {
+        *reinterpret_cast<float2*>(at) = make_float2(sums[0], sums[1]);
+    }
+}
+
+/// Adds the partial sums of STEPS tokens over the block and writes those of the first `count` tokens.
+/// `to` is `[token][2][STATES]`.
+DEVICE void finish(const float (&partial)[STEPS][WARPS][32][PARTIAL], float* to, int count) {
+    constexpr int RESULTS = STEPS * STATES;
+    constexpr int SHARE = RESULTS < THREADS ? THREADS / RESULTS : 1; // threads of one result
+    constexpr int LANE_GROUPS = 8 / LANES;
+#pragma unroll
+    for (int i = threadIdx.x / SHARE; i < RESULTS; i += THREADS / SHARE) {
+        const int share = threadIdx.x % SHARE, step = i / STATES, n = i % STATES;
+        const int part = n / OWN, m = n % OWN;
+        const int lane = part * LANE_GROUPS * 4 + m % 8 / 2, word = m % 2 + m / 8 * 2;
+        float sum = 0.0f;
+#pragma unroll
+        for (int warp = 0; warp < WARPS / SHARE; warp++)
+#pragma unroll
+            for (int k = 0; k < LANE_GROUPS; k++) {
+                const int group = LANE_GROUPS > 1 ? k ^ (share & 1) : k; // the threads of a result hit other banks
+                sum += partial[step][share * (WARPS / SHARE) + warp][lane + group * 4][word];
+            }
+#pragma unroll
+        for (int distance = 1; distance < SHARE; distance *= 2) sum += __shfl_xor_sync(~0u, sum, distance);
+        if (share == 0 && step < count) to[step * 2 * STATES + n] = sum;
+    }
+}
+
+/// The whole backward, or all segments of it.
+///
+/// grid  (ceil(d_inner / (128 / LANES)), batch, segments), block 128, dynamic shared memory
+/// `selective_scan_backward_shared` bytes (a global of the module).
+///
+/// u, delta, b, c, z, a, delta_bias, d, reset_state, resets, valid, checkpoints, time, d_inner, segment: as the forward's
+/// dy              ELEMENT [batch, time, d_inner] with its strides, channels contiguous
+/// carry           float [batch, (segments,) d_inner, STATES] or null for zeros: the gradient of the state after each
+///                 segment, contiguous within a segment; its strides over the batch and over the segments come next
+/// du, ddelta, dz  ELEMENT [batch, time, d_inner], contiguous; dz is not written unless GATED
+/// projections     float [blocks, batch, time, 2, STATES], blocks = grid.x: partial sums of db and dc
+/// parameters      float [batch, segments, d_inner * STATES + 2 d_inner]: partial sums of da, then dd, then dbias
+/// dstart          float [batch, d_inner, STATES] or null: the gradient of the state that each row started from
+/// dreset          float [batch, segments, d_inner, STATES], or null unless MASKS: that of the reset state
+extern "C" __global__ void __launch_bounds__(128, 2)
+selective_scan_backward(const T* u, i64 u_batch, i64 u_time, const T* delta, i64 delta_batch, i64 delta_time, const T* b,
+                        i64 b_batch, i64 b_time, const T* c, i64 c_batch, i64 c_time, const T* z, i64 z_batch,
+                        i64 z_time, const T* dy, i64 dy_batch, i64 dy_time, const float* a, const float* delta_bias,
+                        const float* d, const float* reset_state, i64 reset_batch, const u8* resets, const u8* valid,
+                        const float* checkpoints, const float* carry, i64 carry_batch, i64 carry_segment, T* du,
+                        T* ddelta, T* dz, float* projections, float* parameters, float* dstart, float* dreset, i64 time,
+                        i64 d_inner, i64 segment) {
+    extern __shared__ __align__(16) unsigned char memory[];
+    Shared& shared = *reinterpret_cast<Shared*>(memory);
+    const Place place;
+    const Picks pick;
+    const i64 batch = blockIdx.y, first = i64(blockIdx.x) * CHANNELS, channel = first + place.channel;
+    const bool exists = channel < d_inner, writes = exists && place.part == 0;
+    const i64 begin = blockIdx.z * segment, end = begin + segment < time ? begin + segment : time;
+    const i64 state = channel * STATES + place.part * OWN;
+    const i64 kept = (time + CHECKPOINT - 1) / CHECKPOINT;
+    const i64 row = batch * time;
+
+    float rate[OWN], g[OWN], da[OWN];
+#pragma unroll
+    for (int n = 0; n < OWN; n++) {
+        rate[n] = exists ? LOG2E * a[state + n] : 0.0f;
+        g[n] = exists && carry ? carry[batch * carry_batch + blockIdx.z * carry_segment + state + n] : 0.0f;
+        da[n] = 0.0f;
+    }
+    const float bias = exists && delta_bias ? delta_bias[channel] : 0.0f;
+    const float skip = exists && d ? d[channel] : 0.0f;
+    float dd = 0.0f, dbias = 0.0f;
+    bool fresh = true; // nothing written to dreset yet
+
+    Rows<STREAMS> rows(d_inner);
+    rows.set(U, u, u_batch, u_time);
+    rows.set(DELTA, delta, delta_batch, delta_time);
+    rows.set(DY, dy, dy_batch, dy_time);
+    if constexpr (GATED) rows.set(STREAMS - 1, z, z_batch, z_time);
+    const T *b_row = b + batch * b_batch, *c_row = c + batch * c_batch;
+
+    // The rows of group `group` of the tile at `t`, to place `slot`.
+    auto copy_group = [&](i64 t, int group, int slot) {
+        rows.template copy<STEPS>(shared.rows[0][slot * STEPS], CHECKPOINT * CHANNELS, t + group * STEPS, end);
+    };
+    // The kept state of the tile at `t`: each thread brings its own.
+    auto copy_state = [&](i64 t) {
+        const float* from =
+            checkpoints + ((batch * kept + t / CHECKPOINT) * STATES + place.part * OWN) * d_inner + channel;
+#pragma unroll
+        for (int n = 0; n < OWN; n++) {
+            float* to = &shared.states[0][n / 4][threadIdx.x][n % 4];
+            if (exists) {
+                copy_async_4(to, from + n * d_inner);
+            } else {
+                *to = 0.0f;
+            }
+        }
+    };
+    auto read_state = [&](float(&h)[OWN], int group) {
+#pragma unroll
+        for (int n = 0; n < OWN; n += 4) {
+            const float4 x = *reinterpret_cast<const float4*>(shared.states[group][n / 4][threadIdx.x]);
+            h[n] = x.x;
+            h[n + 1] = x.y;
+            h[n + 2] = x.z;
+            h[n + 3] = x.w;
+        }
+    };
+    auto copy_projections = [&](i64 t, int side) {
+        Projections<CHECKPOINT> x;
+        x.load(b_row, b_time, c_row, c_time, t, end);
+        x.put(&shared.projections[side][0][0][0]);
+#if MASKS
+        if (threadIdx.x < CHECKPOINT) shared.flags[side][threadIdx.x] = flags_of(resets, valid, row, t + threadIdx.x, end);
+#endif
+    };
+
+    i64 t = begin + (end - begin - 1) / CHECKPOINT * CHECKPOINT;
+    int side = 0; // odd tiles lie in the other buffers, and have their groups of rows in reverse order
+    copy_state(t);
+    for (int group = 0; group < GROUPS; group++) copy_group(t, group, group);
+    copy_async_commit();
+    copy_projections(t, 0);
+    copy_async_wait<0>();
+    __syncthreads();
+
+    for (; t >= begin; t -= CHECKPOINT, side ^= 1) {
+        const int count = end - t < CHECKPOINT ? int(end - t) : CHECKPOINT; // tokens that exist
+        // Whether token `i` of the tile counts, and the start of a document.
+        auto padding = [&](int i) { return MASKS ? shared.flags[side][i] == PADDING : i >= count; };
+        auto starts = [&](int i) { return MASKS && shared.flags[side][i] == RESET; };
+        auto restart = [&](float(&h)[OWN]) {
+#pragma unroll
+            for (int n = 0; n < OWN; n++) h[n] = exists ? reset_state[batch * reset_batch + state + n] : 0.0f;
+        };
+
+        // First sweep: the states before every group but the first, whose state was kept.
+        float h[OWN];
+        read_state(h, 0);
+        for (int group = 0; group < GROUPS - 1; group++) {
+            const int slot = side ? GROUPS - 1 - group : group;
+            if (group > 0) {
+#pragma unroll
+                for (int n = 0; n < OWN; n += 4)
+                    *reinterpret_cast<float4*>(shared.states[group][n / 4][threadIdx.x]) =
+                        make_float4(h[n], h[n + 1], h[n + 2], h[n + 3]);
+            }
+#pragma unroll
+            for (int k = 0; k < STEPS; k++) {
+                const int i = group * STEPS + k, at = slot * STEPS + k;
+                float unused;
+                float step = step_size(to_float(shared.rows[DELTA][at][place.channel]) + bias, unused);
+                if (padding(i)) step = 0.0f;
+                if (starts(i)) restart(h);
+                const float write = step * to_float(shared.rows[U][at][place.channel]);
+                float read[OWN];
+                take(read, &shared.projections[side][i][0][place.part * OWN]);
+#pragma unroll
+                for (int n = 0; n < OWN; n++) h[n] = fmaf(exp2_fast(step * rate[n]), h[n], write * read[n]);
+            }
+        }
+        copy_async_wait<0>();
+        __syncthreads();
+
+        for (int group = GROUPS - 1; group >= 0; group--) {
+            const int slot = side ? GROUPS - 1 - group : group;
+            const i64 token = t + group * STEPS;
+            const i64 where = (row + token) * d_inner + channel;
+            if (group < GROUPS - 1) read_state(h, group);
+
+            // Second sweep: states and decays of the group, and what follows from them alone.
+            float before[STEPS][OWN], decay[STEPS][OWN], steps[STEPS], slopes[STEPS], ds[STEPS];
+#pragma unroll
+            for (int k = 0; k < STEPS; k++) {
+                const int i = group * STEPS + k, at = slot * STEPS + k;
+                const bool pad = padding(i);
+                const float raw = to_float(shared.rows[DELTA][at][place.channel]) + bias;
+                float y;
+                steps[k] = step_size(raw, y);
+#if SOFTPLUS
+                slopes[k] = (raw >= 0.0f ? 1.0f : y) * reciprocal(1.0f + y);
+#else
+                slopes[k] = 1.0f;
+#endif
+                if (pad) steps[k] = slopes[k] = 0.0f;
+                if (starts(i)) restart(h);
+                const float input = to_float(shared.rows[U][at][place.channel]), write = steps[k] * input;
+                float up = to_float(shared.rows[DY][at][place.channel]);
+                if (pad) up = 0.0f;
+#if GATED
+                const float gate = to_float(shared.rows[Z][at][place.channel]), open = sigmoid(gate);
+                ds[k] = up * gate * open;
+                float s[4] = {};
+#else
+                ds[k] = up;
+#endif
+                float read[OWN], weight[OWN], product[OWN];
+                take(read, &shared.projections[side][i][0][place.part * OWN]);
+                take(weight, &shared.projections[side][i][1][place.part * OWN]);
+#pragma unroll
+                for (int n = 0; n < OWN; n++) {
+                    before[k][n] = h[n];
+                    decay[k][n] = exp2_fast(steps[k] * rate[n]);
+                    h[n] = fmaf(decay[k][n], h[n], write * read[n]);
+#if GATED
+                    s[n % 4] = fmaf(weight[n], h[n], s[n % 4]);
+#endif
+                    product[n] = ds[k] * h[n];
+                }
+                float sums[4];
+                sum_quads(sums, product, pick);
+                keep(shared.partial[1][k], sums);
+#if GATED
+                const float output = fmaf(skip, input, sum_lanes((s[0] + s[1]) + (s[2] + s[3])));
+                const float slope = up * output * fmaf(gate * open, 1.0f - open, open);
+                if (writes && i < count) dz[where + k * d_inner] = from_float<T>(slope);
+#endif
+            }
+            if (group == 0 && t > begin) {
+                copy_state(t - CHECKPOINT);
+                copy_async_commit();
+            }
+            float* to = projections + ((blockIdx.x * i64(gridDim.y) + batch) * time + token) * 2 * STATES;
+            __syncthreads();
+            finish(shared.partial[1], to + STATES, count - group * STEPS);
+
+            // Third sweep, back through the group.
+#pragma unroll
+            for (int k = STEPS - 1; k >= 0; k--) {
+                const int i = group * STEPS + k, at = slot * STEPS + k;
+                const float input = to_float(shared.rows[U][at][place.channel]), write = steps[k] * input;
+                float read[OWN], weight[OWN], product[OWN];
+                take(read, &shared.projections[side][i][0][place.part * OWN]);
+                take(weight, &shared.projections[side][i][1][place.part * OWN]);
+                float written[2] = {}, decayed[2] = {};
+#pragma unroll
+                for (int n = 0; n < OWN; n++) {
+                    g[n] = fmaf(weight[n], ds[k], g[n]);
+                    product[n] = write * g[n];
+                    written[n % 2] = fmaf(g[n], read[n], written[n % 2]);
+                    g[n] *= decay[k][n];
+                    const float w = g[n] * before[k][n];
+                    da[n] = fmaf(steps[k], w, da[n]);
+                    decayed[n % 2] = fmaf(rate[n], w, decayed[n % 2]);
+                }
+                float sums[4];
+                sum_quads(sums, product, pick);
+                keep(shared.partial[0][k], sums);
+                const float gb = sum_lanes(written[0] + written[1]), aw = sum_lanes(decayed[0] + decayed[1]);
+                const float input_slope = fmaf(skip, ds[k], steps[k] * gb);
+                const float step_slope = slopes[k] * fmaf(input, gb, LN2 * aw);
+                dd = fmaf(ds[k], input, dd);
+                dbias += step_slope;
+                if (writes && i < count) {
+                    du[where + k * d_inner] = from_float<T>(input_slope);
+                    ddelta[where + k * d_inner] = from_float<T>(step_slope);
+                }
+                if (starts(i)) {
+                    if (exists) {
+                        float* sum = dreset + (batch * gridDim.z + blockIdx.z) * d_inner * STATES + state;
+#pragma unroll
+                        for (int n = 0; n < OWN; n++) sum[n] = fresh ? g[n] : sum[n] + g[n];
+                    }
+                    fresh = false;
+#pragma unroll
+                    for (int n = 0; n < OWN; n++) g[n] = 0.0f;
+                }
+            }
+            __syncthreads();
+            finish(shared.partial[0], to, count - group * STEPS);
+            // These rows are free: the next tile's groups come in the order in which they are needed.
+            if (t > begin) {
+                copy_group(t - CHECKPOINT, GROUPS - 1 - group, slot);
+                if (group == GROUPS / 2) copy_projections(t - CHECKPOINT, side ^ 1);
+            }
+            copy_async_commit();
+        }
+        copy_async_wait<1>(); // all but the last group of rows, which the first sweep does without
+        __syncthreads();
+    }
+
+    if (!exists) return;
+    const i64 at = batch * gridDim.z + blockIdx.z;
+    float* sums = parameters + at * d_inner * (STATES + 2);
+#pragma unroll
+    for (int n = 0; n < OWN; n++) {
+        sums[state + n] = da[n];
+        if (dstart && begin == 0) dstart[batch * d_inner * STATES + state + n] = g[n];
+#if MASKS
+        if (dreset && fresh) dreset[at * d_inner * STATES + state + n] = 0.0f;
+#endif
+    }
+    if (place.part == 0) {
+        sums[d_inner * STATES + channel] = dd;
+        sums[d_inner * (STATES + 1) + channel] = dbias;
+    }
+}
+
+/// The bytes of dynamic shared memory that `selective_scan_backward` needs.
+extern "C" __device__ __constant__ int selective_scan_backward_shared = sizeof(Shared);
+
+/// The first pass over segments: the gradient that each of them passes to the state before it when none comes to the
+/// state after it. grid and block as `selective_scan_backward`, no dynamic shared memory; arguments of the same names are
+/// the same.
+///
+/// local      float [batch, segments, d_inner, STATES]
+/// delta_sum  float [batch, segments, d_inner]: as that of `selective_scan_local`
+extern "C" __global__ void __launch_bounds__(128)
+selective_scan_local_backward(const T* delta, i64 delta_batch, i64 delta_time, const T* c, i64 c_batch, i64 c_time,
+                              const T* z, i64 z_batch, i64 z_time, const T* dy, i64 dy_batch, i64 dy_time,
+                              const float* a, const float* delta_bias, const u8* resets, const u8* valid, float* local,
+                              float* delta_sum, i64 time, i64 d_inner, i64 segment) {
+    constexpr int TILE = 32 / int(sizeof(T));
+    __shared__ __align__(16) T rows[STREAMS - 1][TILE][CHANNELS];
+    __shared__ __align__(16) float weights[TILE][STATES];
+    const Place place;
+    const i64 batch = blockIdx.y, channel = i64(blockIdx.x) * CHANNELS + place.channel;
+    const bool exists = channel < d_inner;
+    const i64 begin = blockIdx.z * segment, end = begin + segment < time ? begin + segment : time;
+    const i64 state = channel * STATES + place.part * OWN;
+    float rate[OWN], g[OWN], sum = 0.0f;
+#pragma unroll
+    for (int n = 0; n < OWN; n++) {
+        rate[n] = exists ? LOG2E * a[state + n] : 0.0f;
+        g[n] = 0.0f;
+    }
+    const float bias = exists && delta_bias ? delta_bias[channel] : 0.0f;
+    Rows<STREAMS - 1> from(d_inner);
+    from.set(0, delta, delta_batch, delta_time);
+    from.set(1, dy, dy_batch, dy_time);
+    if constexpr (GATED) from.set(STREAMS - 2, z, z_batch, z_time);
+    for (i64 t = begin + (end - begin - 1) / TILE * TILE; t >= begin; t -= TILE) {
+        from.template copy<TILE>(rows[0][0], TILE * CHANNELS, t, end);
+        copy_async_commit();
+        for (int i = threadIdx.x; i < TILE * STATES; i += THREADS) {
+            const i64 token = t + i / STATES;
+            weights[i / STATES][i % STATES] =
+                token < end ? to_float(c[batch * c_batch + token * c_time + i % STATES]) : 0.0f;
+        }
+        copy_async_wait<0>();
+        __syncthreads();
+#pragma unroll 2
+        for (int k = TILE - 1; k >= 0; k--) {
+            if (t + k >= end) continue;
+            const u8 flags = MASKS ? flags_of(resets, valid, batch * time, t + k, end) : 0;
+            if (flags == PADDING) continue;
+            float unused;
+            const float step = step_size(to_float(rows[0][k][place.channel]) + bias, unused);
+            float ds = to_float(rows[1][k][place.channel]);
+#if GATED
+            const float gate = to_float(rows[2][k][place.channel]);
+            ds *= gate * sigmoid(gate);
+#endif
+            sum += step;
+            float weight[OWN];
+            take(weight, &weights[k][place.part * OWN]);
+#pragma unroll
+            for (int n = 0; n < OWN; n++) g[n] = exp2_fast(step * rate[n]) * fmaf(weight[n], ds, g[n]);
+            if (flags == RESET) {
+                sum = __int_as_float(0x7fffffff);
+#pragma unroll
+                for (int n = 0; n < OWN; n++) g[n] = 0.0f;
+            }
+        }
+        __syncthreads();
+    }
+    if (!exists) return;
+    const i64 at = batch * gridDim.z + blockIdx.z;
+#pragma unroll
+    for (int n = 0; n < OWN; n++) local[at * d_inner * STATES + state + n] = g[n];
+    if (place.part == 0) delta_sum[at * d_inner + channel] = sum;
+}
