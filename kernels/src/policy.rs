@@ -33,7 +33,6 @@ pub fn get() -> Policy {
 }
 
 /// Whether fast paths may be taken at all.
-#[allow(dead_code)]
 pub(crate) fn fast() -> bool {
     get() != Policy::Reference
 }

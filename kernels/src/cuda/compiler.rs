@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use super::cache::{Cache, Key};
-use super::nvrtc::{Nvrtc, Unit};
-use super::program::{Define, Program, Value};
+use super::nvrtc::{self, Nvrtc, Unit};
+use super::program::{Define, Program};
 
 /// The oldest architecture that the kernels are written for (Ampere).
 pub const OLDEST: i32 = 80;
@@ -20,7 +20,7 @@ pub struct Compiler {
 pub struct Compiled {
     /// An ELF file for one architecture.
     pub cubin: Vec<u8>,
-    /// The compiler's warnings; nothing is known of those of an entry of the cache.
+    /// The compiler's warnings; mostly empty.
     pub log: String,
     /// Whether it came from the cache.
     pub cached: bool,
@@ -78,12 +78,12 @@ impl Compiler {
         let headers: Vec<_> = program.headers.iter().map(|header| (header.name, header.text)).collect();
         let unit = Unit { name: &name, text: program.text, headers: &headers, options: &options };
         let key = self.key(&unit);
-        if let Some(cubin) = self.cache.get(&key) {
-            return Ok(Compiled { cubin, log: String::new(), cached: true });
+        if let Some((log, cubin)) = self.cache.get(&key).and_then(|entry| unpack(&entry)) {
+            return Ok(Compiled { cubin, log, cached: true });
         }
-        let compiled = self.nvrtc.compile(&unit)?;
-        self.cache.put(&key, &compiled.cubin);
-        Ok(Compiled { cubin: compiled.cubin, log: compiled.log, cached: false })
+        let nvrtc::Compiled { cubin, log } = self.nvrtc.compile(&unit)?;
+        self.cache.put(&key, &pack(&log, &cubin));
+        Ok(Compiled { cubin, log, cached: false })
     }
 
     /// All that the result depends on.
@@ -96,6 +96,17 @@ impl Compiler {
     }
 }
 
+/// An entry of the cache: the length of the log, the log, the machine code.
+fn pack(log: &str, cubin: &[u8]) -> Vec<u8> {
+    [&(log.len() as u64).to_le_bytes(), log.as_bytes(), cubin].concat()
+}
+
+fn unpack(entry: &[u8]) -> Option<(String, Vec<u8>)> {
+    let (length, rest) = entry.split_first_chunk()?;
+    let (log, cubin) = rest.split_at_checked(usize::try_from(u64::from_le_bytes(*length)).ok()?)?;
+    Some((String::from_utf8_lossy(log).into_owned(), cubin.to_vec()))
+}
+
 fn options(program: &Program, defines: &[Define], architecture: i32) -> Vec<String> {
     // What is specific to an architecture began with Hopper.
     let suffix = if program.specific && architecture >= 90 { "a" } else { "" };
@@ -106,9 +117,6 @@ fn options(program: &Program, defines: &[Define], architecture: i32) -> Vec<Stri
         "--generate-line-info".to_owned(),
     ];
     options.extend(program.options.iter().map(|option| (*option).to_owned()));
-    options.extend(defines.iter().map(|(name, value)| match value {
-        Value::Int(number) => format!("-D{name}={number}"),
-        Value::Text(text) => format!("-D{name}={text}"),
-    }));
+    options.extend(defines.iter().map(|(name, value)| format!("-D{name}={value}")));
     options
 }

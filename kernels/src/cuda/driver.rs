@@ -34,6 +34,8 @@ functions! {
         pop = b"cuCtxPopCurrent_v2\0": fn(*mut Context);
         load = b"cuModuleLoadData\0": fn(*mut *mut c_void, *const c_void);
         function = b"cuModuleGetFunction\0": fn(*mut *mut c_void, *mut c_void, *const c_char);
+        global = b"cuModuleGetGlobal_v2\0": fn(*mut u64, *mut usize, *mut c_void, *const c_char);
+        copy_to_host = b"cuMemcpyDtoH_v2\0": fn(*mut c_void, u64, usize);
         parameter = b"cuFuncGetParamInfo\0": fn(*mut c_void, usize, *mut usize, *mut usize);
         set_attribute = b"cuFuncSetAttribute\0": fn(*mut c_void, c_int, c_int);
         launch = b"cuLaunchKernel\0": fn(
@@ -204,6 +206,25 @@ impl Module {
         };
         let parameters = (0..).map_while(parameter).collect();
         Ok(Kernel { handle, parameters, allowed: Mutex::new(SHARED_BYTES_UNASKED) })
+    }
+
+    /// The value of a global `int` of the source, which declares it `extern "C"`.
+    pub(super) fn constant(&self, name: &CStr) -> Result<i32, String> {
+        let (mut address, mut bytes, mut value) = (0, 0, 0i32);
+        self.gpu.inside(|driver| {
+            // SAFETY: the module is loaded, the name terminated and the out-pointers writable.
+            let found = unsafe {
+                (driver.functions.global)(&raw mut address, &raw mut bytes, self.handle, name.as_ptr())
+            };
+            driver.check("cuModuleGetGlobal", found)?;
+            if bytes != size_of::<i32>() {
+                return Err(format!("the global has {bytes} bytes and is no int"));
+            }
+            // SAFETY: the global has as many bytes as the value that it is copied to.
+            let copied = unsafe { (driver.functions.copy_to_host)((&raw mut value).cast(), address, bytes) };
+            driver.check("cuMemcpyDtoH", copied)
+        })?;
+        Ok(value)
     }
 
     /// Gives a kernel of this module to a stream of its GPU.

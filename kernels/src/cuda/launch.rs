@@ -56,6 +56,26 @@ impl<'a> Launch<'a> {
         }
     }
 
+    /// An operand `[batch, time, ..]`: its address, then its strides over the batch and over time.
+    pub(crate) fn rows(self, tensor: &'a Tensor, kind: Kind) -> Self {
+        let strides = tensor.stride();
+        self.tensor(tensor, kind).i64(strides[0]).i64(strides[1])
+    }
+
+    /// As [`rows`](Self::rows); null and zeros when there is none.
+    pub(crate) fn optional_rows(self, tensor: Option<&'a Tensor>, kind: Kind) -> Self {
+        match tensor {
+            Some(tensor) => self.rows(tensor, kind),
+            None => self.optional(None, kind).i64(0).i64(0),
+        }
+    }
+
+    /// A state `[batch or 1, ..]`: its address, then its stride over the batch, 0 where all rows share it.
+    pub(crate) fn state(self, tensor: Option<&'a Tensor>) -> Self {
+        let stride = tensor.map_or(0, |tensor| if tensor.size()[0] == 1 { 0 } else { tensor.stride()[0] });
+        self.optional(tensor, Kind::Float).i64(stride)
+    }
+
     /// `long long`, as all sizes and strides are.
     pub(crate) fn i64(self, value: i64) -> Self {
         self.value(&value.to_ne_bytes())
@@ -63,11 +83,6 @@ impl<'a> Launch<'a> {
 
     /// `int`.
     pub(crate) fn i32(self, value: i32) -> Self {
-        self.value(&value.to_ne_bytes())
-    }
-
-    /// `float`.
-    pub(crate) fn f32(self, value: f32) -> Self {
         self.value(&value.to_ne_bytes())
     }
 

@@ -1,7 +1,7 @@
 //! Programs on GPUs: each is compiled and loaded once per device, and stays.
 
 use std::collections::HashMap;
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tch::Device;
@@ -34,6 +34,7 @@ pub(crate) struct Loaded {
     device: Device,
     module: Module,
     kernels: Mutex<HashMap<&'static str, &'static Kernel>>,
+    constants: Mutex<HashMap<&'static str, i32>>,
 }
 
 /// A program is known by its address: it is a static.
@@ -58,7 +59,13 @@ impl Program {
                 let (gpu, compiler, architecture) = architecture(device)?;
                 let compiled = compiler.compile(self, defines, architecture)?;
                 let module = gpu.load(&compiled.cubin)?;
-                let loaded = Loaded { program: self, device, module, kernels: Mutex::default() };
+                let loaded = Loaded {
+                    program: self,
+                    device,
+                    module,
+                    kernels: Mutex::default(),
+                    constants: Mutex::default(),
+                };
                 Ok(Box::leak(Box::new(loaded)))
             })
             .clone()
@@ -75,14 +82,30 @@ impl Loaded {
         let kernel = if let Some(kernel) = kernels.get(name) {
             kernel
         } else {
-            let failure = |reason: String| {
-                Error::other(format!("{name} of kernels/src/{}: {reason}", self.program.path))
-            };
-            let terminated = CString::new(name).map_err(|error| failure(error.to_string()))?;
-            let kernel = self.module.kernel(&terminated).map_err(failure)?;
+            let kernel = self.named(name, Module::kernel)?;
             kernels.entry(name).or_insert(Box::leak(Box::new(kernel)))
         };
         Ok(Launch::new(self, name, kernel))
+    }
+
+    /// The value of the source's global `extern "C" int` of this name.
+    ///
+    /// # Errors
+    /// The program has no such global.
+    pub(crate) fn constant(&self, name: &'static str) -> Result<i32> {
+        let mut constants = lock(&self.constants);
+        if let Some(value) = constants.get(name) {
+            return Ok(*value);
+        }
+        let value = self.named(name, Module::constant)?;
+        constants.insert(name, value);
+        Ok(value)
+    }
+
+    fn named<R>(&self, name: &str, get: impl FnOnce(&Module, &CStr) -> Result<R, String>) -> Result<R> {
+        let terminated = CString::new(name).map_err(Error::other)?;
+        get(&self.module, &terminated)
+            .map_err(|reason| Error::other(format!("{name} of kernels/src/{}: {reason}", self.program.path)))
     }
 
     /// Streaming multiprocessors of the GPU.

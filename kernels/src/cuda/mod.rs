@@ -4,8 +4,6 @@
 //! Nothing of CUDA is linked. The driver and NVRTC are opened at the first kernel; where one is missing, the
 //! [policy](crate::policy) decides between the definition and an error.
 
-#![allow(dead_code, unused_imports, unused_macros)] // until the first operation has a kernel
-
 mod cache;
 mod compiler;
 mod driver;
@@ -14,6 +12,7 @@ mod library;
 mod loaded;
 mod nvrtc;
 mod program;
+pub(crate) mod sums;
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
@@ -24,7 +23,7 @@ use torch_bridge::{Error, Result};
 pub use self::compiler::{Compiled, Compiler, OLDEST};
 pub(crate) use self::loaded::{Loaded, Unavailable};
 pub(crate) use self::program::program;
-pub use self::program::{Define, Header, Program, Registered, Value, programs};
+pub use self::program::{COMMON, Define, Header, Program, Registered, Value, programs};
 use crate::policy::{self, Policy};
 
 /// Whether kernels can run on this device.

@@ -1,5 +1,7 @@
 //! The CUDA C++ sources of the crate, each registered where it lies.
 
+use std::fmt;
+
 /// A `.cu` file with all that its machine code depends on besides the architecture.
 #[derive(Debug)]
 pub struct Program {
@@ -39,6 +41,20 @@ pub enum Value {
     Text(&'static str),
 }
 
+impl fmt::Display for Value {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Int(number) => number.fmt(to),
+            Self::Text(text) => text.fmt(to),
+        }
+    }
+}
+
+/// What every program may include.
+pub static COMMON: Header = Header { name: "common.cuh", text: include_str!("common.cuh") };
+
+static ONLY_COMMON: [&Header; 1] = [&COMMON];
+
 /// A program that [`program!`](crate::cuda::program) has declared.
 pub struct Registered(pub &'static Program);
 
@@ -65,8 +81,8 @@ macro_rules! program {
 pub(crate) use program;
 
 impl Program {
-    /// A program that includes nothing and is compiled in one way.
+    /// A program that includes the common header at most and is compiled in one way.
     pub const fn new(path: &'static str, text: &'static str) -> Self {
-        Self { path, text, headers: &[], options: &[], specific: false, variants: &[&[]] }
+        Self { path, text, headers: &ONLY_COMMON, options: &[], specific: false, variants: &[&[]] }
     }
 }

@@ -6,12 +6,15 @@
 //! gradients.
 
 mod cpu;
+mod cuda;
+mod given;
 mod reference;
 
 use tch::{Device, Tensor};
 use torch_bridge::Result;
 
 use crate::operands::Operands;
+use crate::policy;
 
 /// The operands of [`selective_scan`].
 ///
@@ -61,8 +64,16 @@ pub fn selective_scan(args: &SelectiveScan<'_>) -> Result<(Tensor, Tensor)> {
     check(args)?;
     // Nothing to compute: what remains are states handed through, which the definition does well enough.
     let empty = args.u.numel() == 0 || args.a.numel() == 0;
-    if args.u.device() == Device::Cpu && !empty {
-        return cpu::selective_scan(args);
+    if !empty && policy::fast() {
+        match args.u.device() {
+            Device::Cpu => return cpu::selective_scan(args),
+            Device::Cuda(_) => {
+                if let Some(outputs) = cuda::selective_scan(args)? {
+                    return Ok(outputs);
+                }
+            }
+            _ => {}
+        }
     }
     Ok(reference::selective_scan(args))
 }

@@ -96,12 +96,13 @@ pub fn second_outcome(inputs: &[(&'static str, Tensor)], operation: Operation<'_
     let leaves: Vec<Tensor> = inputs.iter().map(|(_, x)| x.detach().set_requires_grad(true)).collect();
     let (y, state) = operation(&leaves).unwrap();
     let mut noise = Noise(99);
-    let weights = [&y, &state].map(|x| Some(noise.tensor(&x.size())));
+    let weights = [&y, &state].map(|x| Some(noise.tensor(&x.size()).to_kind(x.kind()).to_device(x.device())));
     let options = GradOptions { create_graph: true, allow_unused: true, ..GradOptions::default() };
     let first = grad(&[y, state], Some(&weights), &leaves, options).unwrap();
     let squares: Tensor = first.iter().flatten().map(|x| x.square().sum(Kind::Double)).sum();
     let second = grad(&[squares], None, &leaves, options).unwrap();
-    let values = leaves.iter().zip(second).map(|(leaf, x)| x.unwrap_or_else(|| leaf.zeros_like()).detach());
+    let plain = |x: Tensor| x.detach().to_device(CPU).to_kind(Kind::Double);
+    let values = leaves.iter().zip(second).map(|(leaf, x)| plain(x.unwrap_or_else(|| leaf.zeros_like())));
     Outcome {
         names: inputs.iter().map(|(name, _)| format!("second d{name}")).collect(),
         values: values.collect(),

@@ -14,6 +14,7 @@ use torch_bridge::{Error, Result};
 
 use self::backward::Upstream;
 use self::problem::Problem;
+use super::given::Given;
 use super::{CausalConv1d, reference};
 use crate::operands::compute_kind;
 use crate::second;
@@ -26,13 +27,7 @@ const LANES_F64: usize = 8;
 pub(super) fn causal_conv1d(args: &CausalConv1d<'_>) -> Result<(Tensor, Tensor)> {
     let kind = compute_kind(args.x);
     let plain = |x: &Tensor| x.to_kind(kind).contiguous();
-    let given = Given {
-        silu: args.silu,
-        bias: args.bias.is_some(),
-        reset_tail: args.reset_tail.is_some(),
-        resets: args.resets.is_some(),
-        lengths: args.lengths.is_some(),
-    };
+    let given = Given::of(args);
     let mut inputs: Vec<Tensor> = [args.x, args.weight, args.tail].map(plain).into();
     inputs.extend([args.bias, args.reset_tail].into_iter().flatten().map(plain));
     inputs.extend([args.resets, args.lengths].into_iter().flatten().map(Tensor::contiguous));
@@ -41,38 +36,6 @@ pub(super) fn causal_conv1d(args: &CausalConv1d<'_>) -> Result<(Tensor, Tensor)>
     let [y, tail]: [Tensor; 2] =
         outputs.try_into().map_err(|_| Error::other("causal_conv1d: not two outputs"))?;
     Ok((y.to_kind(args.x.kind()), tail.to_kind(args.tail.kind())))
-}
-
-/// Which of the optional operands follow the others in the list of inputs, in this order.
-#[derive(Clone, Copy)]
-#[allow(clippy::struct_excessive_bools)] // one per operand
-struct Given {
-    silu: bool,
-    bias: bool,
-    reset_tail: bool,
-    resets: bool,
-    lengths: bool,
-}
-
-impl Given {
-    /// The operands again, from the list of inputs.
-    fn operands(self, inputs: &[Tensor]) -> Result<CausalConv1d<'_>> {
-        let [x, weight, tail, rest @ ..] = inputs else {
-            return Err(Error::other("causal_conv1d: operands are missing"));
-        };
-        let mut rest = rest.iter();
-        let mut next = |given: bool| if given { rest.next() } else { None };
-        Ok(CausalConv1d {
-            x,
-            weight,
-            tail,
-            silu: self.silu,
-            bias: next(self.bias),
-            reset_tail: next(self.reset_tail),
-            resets: next(self.resets),
-            lengths: next(self.lengths),
-        })
-    }
 }
 
 /// The node of the graph. It saves its inputs.

@@ -18,6 +18,7 @@ use torch_bridge::{Error, Result};
 
 use self::backward::{TokenGrads, Upstream};
 use self::problem::Problem;
+use super::given::Given;
 use super::{SelectiveScan, reference};
 use crate::operands::compute_kind;
 use crate::second;
@@ -43,57 +44,6 @@ pub(super) fn selective_scan(args: &SelectiveScan<'_>) -> Result<(Tensor, Tensor
 
 fn two(outputs: Vec<Tensor>) -> Result<[Tensor; 2]> {
     outputs.try_into().map_err(|_| Error::other("selective_scan: not two outputs"))
-}
-
-/// Which of the optional operands follow the others in the list of inputs, in this order.
-#[derive(Clone, Copy)]
-#[allow(clippy::struct_excessive_bools)] // one per operand
-struct Given {
-    delta_softplus: bool,
-    delta_bias: bool,
-    d: bool,
-    z: bool,
-    reset_state: bool,
-    resets: bool,
-    valid: bool,
-}
-
-impl Given {
-    fn of(args: &SelectiveScan<'_>) -> Self {
-        Self {
-            delta_softplus: args.delta_softplus,
-            delta_bias: args.delta_bias.is_some(),
-            d: args.d.is_some(),
-            z: args.z.is_some(),
-            reset_state: args.reset_state.is_some(),
-            resets: args.resets.is_some(),
-            valid: args.valid.is_some(),
-        }
-    }
-
-    /// The operands again, from a list that starts with the inputs.
-    fn operands(self, inputs: &[Tensor]) -> Result<SelectiveScan<'_>> {
-        let [u, delta, a, b, c, initial_state, rest @ ..] = inputs else {
-            return Err(Error::other("selective_scan: operands are missing"));
-        };
-        let mut rest = rest.iter();
-        let mut next = |given: bool| if given { rest.next() } else { None };
-        Ok(SelectiveScan {
-            u,
-            delta,
-            a,
-            b,
-            c,
-            initial_state,
-            delta_softplus: self.delta_softplus,
-            delta_bias: next(self.delta_bias),
-            d: next(self.d),
-            z: next(self.z),
-            reset_state: next(self.reset_state),
-            resets: next(self.resets),
-            valid: next(self.valid),
-        })
-    }
 }
 
 /// The node of the graph. It saves the checkpoints and then its inputs.

@@ -1,0 +1,197 @@
+//! Which kernels a call takes, and how they are launched.
+
+use tch::{Kind, Tensor};
+use torch_bridge::Result;
+
+use super::SelectiveScan;
+use crate::cuda::launch::{Shape, blocks};
+use crate::cuda::sums::Sums;
+use crate::cuda::{self, COMMON, Define, Header, Loaded, Unavailable, Value, program};
+
+static SCAN: Header = Header { name: "scan.cuh", text: include_str!("../scan.cuh") };
+
+program!(FORWARD = "selective_scan/forward.cu", headers: &[&COMMON, &SCAN], variants: VARIANTS);
+program!(BACKWARD = "selective_scan/backward.cu", headers: &[&COMMON, &SCAN], variants: VARIANTS);
+program!(COMBINE = "selective_scan/combine.cu", variants: &[&[ELEMENTS[0]], &[ELEMENTS[1]]]);
+
+const ELEMENTS: [Define; 2] = [("ELEMENT", Value::Text("bf16")), ("ELEMENT", Value::Text("float"))];
+
+/// Each dtype, number of states and switch at least once.
+const VARIANTS: &[&[Define]] = &[
+    &variant(0, 16, 1, 32, [1, 1, 0]),
+    &variant(0, 16, 1, 32, [1, 1, 1]),
+    &variant(0, 8, 1, 32, [0, 1, 1]),
+    &variant(0, 64, 4, 16, [1, 0, 0]),
+    &variant(1, 16, 1, 16, [1, 1, 1]),
+    &variant(1, 32, 2, 32, [0, 0, 0]),
+];
+
+const fn variant(
+    element: usize,
+    states: i64,
+    lanes: i64,
+    checkpoint: i64,
+    [gated, softplus, masks]: [i64; 3],
+) -> [Define; 7] {
+    [
+        ELEMENTS[element],
+        ("STATES", Value::Int(states)),
+        ("LANES", Value::Int(lanes)),
+        ("CHECKPOINT", Value::Int(checkpoint)),
+        ("GATED", Value::Int(gated)),
+        ("SOFTPLUS", Value::Int(softplus)),
+        ("MASKS", Value::Int(masks)),
+    ]
+}
+
+/// Tokens from one kept state to the next, the best first: with fewer, the backward needs less shared memory.
+const CHECKPOINTS: [i64; 2] = [32, 16];
+/// Threads of a block of the scan.
+const THREADS: i64 = 128;
+/// Of a block of the others.
+const SMALL: i64 = 256;
+/// What a grid may have in y and z.
+const ROWS: i64 = 65_535;
+/// A segment has at least so many tokens; fewer, and joining the segments costs more than they save.
+const SEGMENT: i64 = 256;
+
+/// The kernels of one call, loaded, and how they are to be launched.
+#[derive(Clone, Copy)]
+pub(super) struct Kernels {
+    pub(super) element: Kind,
+    /// `d_state` as the kernels have it.
+    pub(super) states: i64,
+    /// Tokens from one kept state to the next.
+    pub(super) checkpoint: i64,
+    pub(super) forward: Pass,
+    /// Only where gradients may be asked for.
+    pub(super) backward: Option<Pass>,
+    pub(super) combine: &'static Loaded,
+    pub(super) sums: Sums,
+}
+
+/// One direction.
+#[derive(Clone, Copy)]
+pub(super) struct Pass {
+    pub(super) loaded: &'static Loaded,
+    /// Lanes that share a channel.
+    pub(super) lanes: i64,
+}
+
+impl Kernels {
+    pub(super) fn find(args: &SelectiveScan<'_>, graph: bool) -> Result<Self, Unavailable> {
+        let (device, n_states) = (args.u.device(), args.a.size()[1]);
+        if args.u.kind() == Kind::Double {
+            return Err("selective_scan has no CUDA kernel for float64".into());
+        }
+        let states = [8, 16, 32, 64].into_iter().find(|states| n_states <= *states);
+        let states =
+            states.ok_or_else(|| format!("selective_scan has no CUDA kernel for d_state {n_states}"))?;
+        if args.u.size()[0] > ROWS {
+            return Err(format!("selective_scan has no CUDA kernel for more than {ROWS} rows").into());
+        }
+        // b and c are small and often come wider than the rest, from a norm; they follow.
+        let narrow = [Some(args.u), Some(args.delta), args.z].into_iter().flatten();
+        let element = usize::from(!narrow.map(Tensor::kind).all(|kind| kind == Kind::BFloat16));
+        let switches = [args.z.is_some(), args.delta_softplus, args.resets.is_some() || args.valid.is_some()];
+        let load = |program: &'static cuda::Program, lanes, checkpoint| {
+            let defines = variant(element, states, lanes, checkpoint, switches.map(i64::from));
+            program.on(device, &defines).map(|loaded| Pass { loaded, lanes })
+        };
+        // A thread has 8 or 16 states.
+        let lanes = (states / 16).max(1);
+        let mut checkpoint = CHECKPOINTS[0];
+        let mut backward = None;
+        if graph {
+            for candidate in CHECKPOINTS {
+                let pass = load(&BACKWARD, lanes, candidate)?;
+                if fits(pass.loaded)? {
+                    (checkpoint, backward) = (candidate, Some(pass));
+                    break;
+                }
+            }
+            if backward.is_none() {
+                return Err(
+                    "the backward of selective_scan needs more shared memory than this card has".into()
+                );
+            }
+        }
+        Ok(Self {
+            element: [Kind::BFloat16, Kind::Float][element],
+            states,
+            checkpoint,
+            forward: load(&FORWARD, lanes, checkpoint)?,
+            backward,
+            combine: COMBINE.on(device, &[ELEMENTS[element]])?,
+            sums: Sums::on(device)?,
+        })
+    }
+}
+
+/// Whether a block of the backward finds room.
+fn fits(backward: &Loaded) -> Result<bool, Unavailable> {
+    shared_bytes(backward)
+        .map(|bytes| bytes <= backward.shared_bytes())
+        .map_err(|error| error.to_string().into())
+}
+
+pub(super) fn shared_bytes(backward: &Loaded) -> Result<u32> {
+    backward.constant("selective_scan_backward_shared").map(i32::unsigned_abs)
+}
+
+/// The sizes of one call and how its time is cut.
+pub(super) struct Sizes {
+    pub(super) batch: i64,
+    pub(super) time: i64,
+    pub(super) d_inner: i64,
+    pub(super) states: i64,
+    /// Tokens of a segment.
+    pub(super) segment: i64,
+    pub(super) segments: i64,
+}
+
+impl Sizes {
+    /// A batch that leaves most of the card idle is cut in time, at the price of a pass more.
+    pub(super) fn of(args: &SelectiveScan<'_>, kernels: &Kernels, pass: Pass) -> Self {
+        let size = args.u.size();
+        let (batch, time, d_inner) = (size[0], size[1], size[2]);
+        let blocks = batch * (d_inner * pass.lanes + THREADS - 1).div_euclid(THREADS);
+        let wanted = (2 * pass.loaded.multiprocessors()).div_euclid(blocks.max(1));
+        let most = (time / SEGMENT).clamp(1, ROWS);
+        // With fewer than four the pass more costs what they save.
+        let segments = if wanted.min(most) < 4 { 1 } else { wanted.min(most) };
+        let checkpoint = kernels.checkpoint;
+        let segment = (time + segments * checkpoint - 1).div_euclid(segments * checkpoint) * checkpoint;
+        let segments = (time + segment - 1).div_euclid(segment);
+        Self { batch, time, d_inner, states: kernels.states, segment, segments }
+    }
+
+    pub(super) fn shape(&self, pass: Pass, shared: u32) -> Result<Shape> {
+        let grid =
+            [blocks(self.d_inner * pass.lanes, THREADS)?, blocks(self.batch, 1)?, blocks(self.segments, 1)?];
+        Ok(Shape { grid, block: [THREADS as u32, 1, 1], shared })
+    }
+
+    /// Elements of a state of one row.
+    pub(super) fn state(&self) -> i64 {
+        self.d_inner * self.states
+    }
+
+    /// Room for a state of every row.
+    pub(super) fn states_of_rows(&self) -> [i64; 3] {
+        [self.batch, self.d_inner, self.states]
+    }
+
+    /// Room for a state of every segment.
+    pub(super) fn states_of_segments(&self) -> [i64; 4] {
+        [self.batch, self.segments, self.d_inner, self.states]
+    }
+}
+
+pub(super) fn small(columns: i64, outer: i64) -> Result<Shape> {
+    Ok(Shape {
+        grid: [blocks(columns, SMALL)?, blocks(outer, 1)?, 1],
+        block: [SMALL as u32, 1, 1],
+        shared: 0,
+    })
+}
