@@ -26,7 +26,7 @@ constexpr int STREAMS = GATED ? 4 : 3;
 enum { U, DELTA, DY, Z };
 
 struct alignas(16) Shared {
-    T rows[STREAMS][CHECKPOINT][CHANNELS];
+    T rows[STREAMS][CHECKPOINT][CHANNELS]; // u, delta, z are replaced by their gradients, token after token
     float states[GROUPS - 1][OWN / 4][THREADS][4];
     float projections[2][CHECKPOINT][2][STATES];
     float partial[2][STEPS][WARPS][32][PARTIAL];
@@ -102,6 +102,19 @@ DEVICE void finish(const float (&partial)[STEPS][WARPS][32][PARTIAL], float* to,
     }
 }
 
+/// A thread brings the same pieces of every group of rows and takes the same pieces of the gradients away: calls
+/// `visit(stream, row, channel, there)` for each.
+template <class Visit> DEVICE void each_piece(int channels, Visit visit) {
+    constexpr int OF_STREAM = STEPS * PIECES, ALL = STREAMS * OF_STREAM;
+#pragma unroll
+    for (int k = 0; k < (ALL + THREADS - 1) / THREADS; k++) {
+        const int i = k * THREADS + int(threadIdx.x);
+        if (ALL % THREADS != 0 && i >= ALL) break;
+        const int channel = i % PIECES * WIDTH, left = channels - channel;
+        visit(i / OF_STREAM, i % OF_STREAM / PIECES, channel, left < 0 ? 0 : left > WIDTH ? WIDTH : left);
+    }
+}
+
 /// The whole backward, or all segments of it.
 ///
 /// grid  (ceil(d_inner / (128 / LANES)), batch, segments), block 128, dynamic shared memory
@@ -129,7 +142,7 @@ selective_scan_backward(const T* u, i64 u_batch, i64 u_time, const T* delta, i64
     const Place place;
     const Picks pick;
     const i64 batch = blockIdx.y, first = i64(blockIdx.x) * CHANNELS, channel = first + place.channel;
-    const bool exists = channel < d_inner, writes = exists && place.part == 0;
+    const bool exists = channel < d_inner;
     const i64 begin = blockIdx.z * segment, end = begin + segment < time ? begin + segment : time;
     const i64 state = channel * STATES + place.part * OWN;
     const i64 kept = (time + CHECKPOINT - 1) / CHECKPOINT;
@@ -147,16 +160,35 @@ selective_scan_backward(const T* u, i64 u_batch, i64 u_time, const T* delta, i64
     float dd = 0.0f, dbias = 0.0f;
     bool fresh = true; // nothing written to dreset yet
 
-    Rows<STREAMS> rows(d_inner);
-    rows.set(U, u, u_batch, u_time);
-    rows.set(DELTA, delta, delta_batch, delta_time);
-    rows.set(DY, dy, dy_batch, dy_time);
-    if constexpr (GATED) rows.set(STREAMS - 1, z, z_batch, z_time);
+    const Stream streams[4] = {{u, u_batch, u_time}, {delta, delta_batch, delta_time}, {dy, dy_batch, dy_time},
+                               {GATED ? z : u, GATED ? z_batch : u_batch, GATED ? z_time : u_time}};
+    const bool vectors = streams[U].vectors && streams[DELTA].vectors && streams[DY].vectors && streams[Z].vectors;
+    const bool whole = (u64(du) | u64(ddelta) | u64(GATED ? dz : du) | u64(d_inner * sizeof(T))) % 16 == 0;
+    const int channels = channels_there(d_inner);
     const T *b_row = b + batch * b_batch, *c_row = c + batch * c_batch;
 
-    // The rows of group `group` of the tile at `t`, to place `slot`.
+    // Brings the rows of group `group` of the tile at `t` to place `slot`.
     auto copy_group = [&](i64 t, int group, int slot) {
-        rows.template copy<STEPS>(shared.rows[0][slot * STEPS], CHECKPOINT * CHANNELS, t + group * STEPS, end);
+        const i64 from = t + group * STEPS;
+        each_piece(channels, [&](int stream, int row, int channel, int there) {
+            T* to = &shared.rows[stream][slot * STEPS + row][channel];
+            const T* data = stream == U ? streams[U].data : stream == DELTA ? streams[DELTA].data : stream == DY ? streams[DY].data : streams[Z].data;
+            const i64 stride = stream == U ? streams[U].stride : stream == DELTA ? streams[DELTA].stride : stream == DY ? streams[DY].stride : streams[Z].stride;
+            data += (from + row) * stride + channel;
+            if (vectors && from + STEPS <= end) {
+                copy_async_16(to, data, there * int(sizeof(T)));
+            } else {
+                fill_piece(to, data, from + row < end ? there : 0, stream == DELTA ? no_step() : from_float<T>(0.0f));
+            }
+        });
+    };
+    // Takes the gradients away that stand in `slot`, those of the `count` tokens from `token` on.
+    auto write_group = [&](i64 token, int count, int slot) {
+        each_piece(channels, [&](int stream, int piece_row, int channel, int there) {
+            if (stream == DY || there == 0 || piece_row >= count) return;
+            T* to = (stream == U ? du : stream == DELTA ? ddelta : dz) + (row + token + piece_row) * d_inner + first + channel;
+            write_piece(to, &shared.rows[stream][slot * STEPS + piece_row][channel], there, whole);
+        });
     };
     // The kept state of the tile at `t`: each thread brings its own.
     auto copy_state = [&](i64 t) {
@@ -182,10 +214,28 @@ selective_scan_backward(const T* u, i64 u_batch, i64 u_time, const T* delta, i64
             h[n + 3] = x.w;
         }
     };
-    auto copy_projections = [&](i64 t, int side) {
-        Projections<CHECKPOINT> x;
-        x.load(b_row, b_time, c_row, c_time, t, end);
-        x.put(&shared.projections[side][0][0][0]);
+    // Values of b and c of a group of tokens: loaded to registers, later put as floats.
+    constexpr int VALUES = (STEPS * 2 * STATES + THREADS - 1) / THREADS;
+    T values[VALUES];
+    auto load_values = [&](i64 token) {
+#pragma unroll
+        for (int k = 0; k < VALUES; k++) {
+            const int i = threadIdx.x + k * THREADS, column = i % (2 * STATES);
+            const i64 at = token + i / (2 * STATES);
+            if (STEPS * 2 * STATES % THREADS != 0 && i >= STEPS * 2 * STATES) break;
+            values[k] = from_float<T>(0.0f);
+            if (at < end) values[k] = column < STATES ? b_row[at * b_time + column] : c_row[at * c_time + column - STATES];
+        }
+    };
+    auto put_values = [&](int group, int side) {
+#pragma unroll
+        for (int k = 0; k < VALUES; k++) {
+            const int i = threadIdx.x + k * THREADS;
+            if (STEPS * 2 * STATES % THREADS != 0 && i >= STEPS * 2 * STATES) break;
+            (&shared.projections[side][group * STEPS][0][0])[i] = to_float(values[k]);
+        }
+    };
+    auto put_flags = [&](i64 t, int side) {
 #if MASKS
         if (threadIdx.x < CHECKPOINT) shared.flags[side][threadIdx.x] = flags_of(resets, valid, row, t + threadIdx.x, end);
 #endif
@@ -194,83 +244,105 @@ selective_scan_backward(const T* u, i64 u_batch, i64 u_time, const T* delta, i64
     i64 t = begin + (end - begin - 1) / CHECKPOINT * CHECKPOINT;
     int side = 0; // odd tiles lie in the other buffers, and have their groups of rows in reverse order
     copy_state(t);
-    for (int group = 0; group < GROUPS; group++) copy_group(t, group, group);
+    for (int group = 0; group < GROUPS; group++) {
+        copy_group(t, group, group);
+        load_values(t + group * STEPS);
+        put_values(group, 0);
+    }
     copy_async_commit();
-    copy_projections(t, 0);
+    put_flags(t, 0);
     copy_async_wait<0>();
     __syncthreads();
 
     for (; t >= begin; t -= CHECKPOINT, side ^= 1) {
         const int count = end - t < CHECKPOINT ? int(end - t) : CHECKPOINT; // tokens that exist
-        // Whether token `i` of the tile counts, and the start of a document.
-        auto padding = [&](int i) { return MASKS ? shared.flags[side][i] == PADDING : i >= count; };
+        auto place_of = [&](int group) { return side ? GROUPS - 1 - group : group; };
+        // Whether token `i` of the tile is none, and whether a document starts there.
+        auto padding = [&](int i) { return CHECKED && (MASKS ? shared.flags[side][i] == PADDING : i >= count); };
         auto starts = [&](int i) { return MASKS && shared.flags[side][i] == RESET; };
         auto restart = [&](float(&h)[OWN]) {
 #pragma unroll
             for (int n = 0; n < OWN; n++) h[n] = exists ? reset_state[batch * reset_batch + state + n] : 0.0f;
         };
 
-        // First sweep: the states before every group but the first, whose state was kept.
+        // First sweep: the states before every group but the first, whose state was kept. Steps are worked out a group
+        // ahead.
         float h[OWN];
         read_state(h, 0);
+        float step[STEPS], written[STEPS];
+        auto prepare_steps = [&](int group) {
+            const int slot = place_of(group);
+#pragma unroll
+            for (int k = 0; k < STEPS; k++) {
+                float unused;
+                step[k] = step_size(to_float(shared.rows[DELTA][slot * STEPS + k][place.channel]) + bias, unused);
+                if (padding(group * STEPS + k)) step[k] = 0.0f;
+                written[k] = step[k] * to_float(shared.rows[U][slot * STEPS + k][place.channel]);
+            }
+        };
+        prepare_steps(0);
+#pragma unroll 1
         for (int group = 0; group < GROUPS - 1; group++) {
-            const int slot = side ? GROUPS - 1 - group : group;
             if (group > 0) {
 #pragma unroll
                 for (int n = 0; n < OWN; n += 4)
                     *reinterpret_cast<float4*>(shared.states[group][n / 4][threadIdx.x]) =
                         make_float4(h[n], h[n + 1], h[n + 2], h[n + 3]);
             }
+            float now[STEPS], added[STEPS];
 #pragma unroll
             for (int k = 0; k < STEPS; k++) {
-                const int i = group * STEPS + k, at = slot * STEPS + k;
-                float unused;
-                float step = step_size(to_float(shared.rows[DELTA][at][place.channel]) + bias, unused);
-                if (padding(i)) step = 0.0f;
-                if (starts(i)) restart(h);
-                const float write = step * to_float(shared.rows[U][at][place.channel]);
-                float read[OWN];
-                take(read, &shared.projections[side][i][0][place.part * OWN]);
+                now[k] = step[k];
+                added[k] = written[k];
+            }
+            prepare_steps(group + 1); // for nothing at the last group
 #pragma unroll
-                for (int n = 0; n < OWN; n++) h[n] = fmaf(exp2_fast(step * rate[n]), h[n], write * read[n]);
+            for (int k = 0; k < STEPS; k++) {
+                if (starts(group * STEPS + k)) restart(h);
+                float read[OWN];
+                take(read, &shared.projections[side][group * STEPS + k][0][place.part * OWN]);
+#pragma unroll
+                for (int n = 0; n < OWN; n++) h[n] = fmaf(exp2_fast(now[k] * rate[n]), h[n], added[k] * read[n]);
             }
         }
         copy_async_wait<0>();
         __syncthreads();
 
+        // What the second sweep over a group needs, worked out while the third goes over the group after it: the steps,
+        // their slopes d delta / d raw, ds, and dy silu'(z).
+        float steps[STEPS], slopes[STEPS], ds[STEPS], dgate[STEPS] = {};
+        auto prepare = [&](int k, int group) {
+            const int at = place_of(group) * STEPS + k;
+            const float raw = to_float(shared.rows[DELTA][at][place.channel]) + bias;
+            float y;
+            steps[k] = step_size(raw, y);
+            slopes[k] = SOFTPLUS ? (raw >= 0.0f ? 1.0f : y) * reciprocal(1.0f + y) : 1.0f;
+            ds[k] = to_float(shared.rows[DY][at][place.channel]);
+            if (padding(group * STEPS + k)) steps[k] = slopes[k] = ds[k] = 0.0f;
+#if GATED
+            const float gate = to_float(shared.rows[Z][at][place.channel]), open = sigmoid(gate), opened = gate * open;
+            dgate[k] = ds[k] * fmaf(opened, 1.0f - open, open);
+            ds[k] *= opened;
+#endif
+        };
+#pragma unroll
+        for (int k = 0; k < STEPS; k++) prepare(k, GROUPS - 1);
+
+#pragma unroll 1
         for (int group = GROUPS - 1; group >= 0; group--) {
-            const int slot = side ? GROUPS - 1 - group : group;
+            const int slot = place_of(group), previous = group > 0 ? group - 1 : 0;
             const i64 token = t + group * STEPS;
-            const i64 where = (row + token) * d_inner + channel;
-            if (group < GROUPS - 1) read_state(h, group);
+            const bool more = t > begin;
+            if (more) load_values(token - CHECKPOINT);
 
             // Second sweep: states and decays of the group, and what follows from them alone.
-            float before[STEPS][OWN], decay[STEPS][OWN], steps[STEPS], slopes[STEPS], ds[STEPS];
+            float before[STEPS][OWN], decay[STEPS][OWN];
 #pragma unroll
             for (int k = 0; k < STEPS; k++) {
                 const int i = group * STEPS + k, at = slot * STEPS + k;
-                const bool pad = padding(i);
-                const float raw = to_float(shared.rows[DELTA][at][place.channel]) + bias;
-                float y;
-                steps[k] = step_size(raw, y);
-#if SOFTPLUS
-                slopes[k] = (raw >= 0.0f ? 1.0f : y) * reciprocal(1.0f + y);
-#else
-                slopes[k] = 1.0f;
-#endif
-                if (pad) steps[k] = slopes[k] = 0.0f;
                 if (starts(i)) restart(h);
                 const float input = to_float(shared.rows[U][at][place.channel]), write = steps[k] * input;
-                float up = to_float(shared.rows[DY][at][place.channel]);
-                if (pad) up = 0.0f;
-#if GATED
-                const float gate = to_float(shared.rows[Z][at][place.channel]), open = sigmoid(gate);
-                ds[k] = up * gate * open;
-                float s[4] = {};
-#else
-                ds[k] = up;
-#endif
-                float read[OWN], weight[OWN], product[OWN];
+                float read[OWN], weight[OWN], product[OWN], s[4] = {};
                 take(read, &shared.projections[side][i][0][place.part * OWN]);
                 take(weight, &shared.projections[side][i][1][place.part * OWN]);
 #pragma unroll
@@ -278,9 +350,7 @@ selective_scan_backward(const T* u, i64 u_batch, i64 u_time, const T* delta, i64
                     before[k][n] = h[n];
                     decay[k][n] = exp2_fast(steps[k] * rate[n]);
                     h[n] = fmaf(decay[k][n], h[n], write * read[n]);
-#if GATED
-                    s[n % 4] = fmaf(weight[n], h[n], s[n % 4]);
-#endif
+                    if (GATED) s[n % 4] = fmaf(weight[n], h[n], s[n % 4]);
                     product[n] = ds[k] * h[n];
                 }
                 float sums[4];
@@ -288,11 +358,10 @@ selective_scan_backward(const T* u, i64 u_batch, i64 u_time, const T* delta, i64
                 keep(shared.partial[1][k], sums);
 #if GATED
                 const float output = fmaf(skip, input, sum_lanes((s[0] + s[1]) + (s[2] + s[3])));
-                const float slope = up * output * fmaf(gate * open, 1.0f - open, open);
-                if (writes && i < count) dz[where + k * d_inner] = from_float<T>(slope);
+                if (place.part == 0) shared.rows[Z][at][place.channel] = from_float<T>(dgate[k] * output);
 #endif
             }
-            if (group == 0 && t > begin) {
+            if (group == 0 && more) {
                 copy_state(t - CHECKPOINT);
                 copy_async_commit();
             }
@@ -323,13 +392,12 @@ selective_scan_backward(const T* u, i64 u_batch, i64 u_time, const T* delta, i64
                 sum_quads(sums, product, pick);
                 keep(shared.partial[0][k], sums);
                 const float gb = sum_lanes(written[0] + written[1]), aw = sum_lanes(decayed[0] + decayed[1]);
-                const float input_slope = fmaf(skip, ds[k], steps[k] * gb);
-                const float step_slope = slopes[k] * fmaf(input, gb, LN2 * aw);
+                const float dinput = fmaf(skip, ds[k], steps[k] * gb), dstep = slopes[k] * fmaf(input, gb, LN2 * aw);
                 dd = fmaf(ds[k], input, dd);
-                dbias += step_slope;
-                if (writes && i < count) {
-                    du[where + k * d_inner] = from_float<T>(input_slope);
-                    ddelta[where + k * d_inner] = from_float<T>(step_slope);
+                dbias += dstep;
+                if (place.part == 0) {
+                    shared.rows[U][at][place.channel] = from_float<T>(dinput);
+                    shared.rows[DELTA][at][place.channel] = from_float<T>(dstep);
                 }
                 if (starts(i)) {
                     if (exists) {
@@ -341,13 +409,18 @@ selective_scan_backward(const T* u, i64 u_batch, i64 u_time, const T* delta, i64
 #pragma unroll
                     for (int n = 0; n < OWN; n++) g[n] = 0.0f;
                 }
+                // The group before this one; for nothing at the first group.
+                if (k == 1) read_state(h, previous);
+                prepare(k, previous);
             }
             __syncthreads();
             finish(shared.partial[0], to, count - group * STEPS);
+            write_group(token, count - group * STEPS, slot);
             // These rows are free: the next tile's groups come in the order in which they are needed.
-            if (t > begin) {
+            if (more) {
                 copy_group(t - CHECKPOINT, GROUPS - 1 - group, slot);
-                if (group == GROUPS / 2) copy_projections(t - CHECKPOINT, side ^ 1);
+                put_values(group, side ^ 1);
+                if (group == GROUPS - 1) put_flags(t - CHECKPOINT, side ^ 1);
             }
             copy_async_commit();
         }
@@ -401,12 +474,22 @@ selective_scan_local_backward(const T* delta, i64 delta_batch, i64 delta_time, c
         g[n] = 0.0f;
     }
     const float bias = exists && delta_bias ? delta_bias[channel] : 0.0f;
-    Rows<STREAMS - 1> from(d_inner);
-    from.set(0, delta, delta_batch, delta_time);
-    from.set(1, dy, dy_batch, dy_time);
-    if constexpr (GATED) from.set(STREAMS - 2, z, z_batch, z_time);
+    const Stream streams[3] = {{delta, delta_batch, delta_time}, {dy, dy_batch, dy_time},
+                               {GATED ? z : dy, GATED ? z_batch : dy_batch, GATED ? z_time : dy_time}};
+    const int channels = channels_there(d_inner);
     for (i64 t = begin + (end - begin - 1) / TILE * TILE; t >= begin; t -= TILE) {
-        from.template copy<TILE>(rows[0][0], TILE * CHANNELS, t, end);
+#pragma unroll
+        for (int i = 0; i < STREAMS - 1; i++)
+            for (int k = threadIdx.x; k < TILE * PIECES; k += THREADS) {
+                const int row = k / PIECES, piece = k % PIECES * WIDTH, left = channels - piece;
+                const int there = left < 0 || t + row >= end ? 0 : left > WIDTH ? WIDTH : left;
+                const T* data = there > 0 ? streams[i].data + (t + row) * streams[i].stride + piece : streams[i].data;
+                if (streams[i].vectors) {
+                    copy_async_16(&rows[i][row][piece], data, there * int(sizeof(T)));
+                } else {
+                    fill_piece(&rows[i][row][piece], data, there, from_float<T>(0.0f));
+                }
+            }
         copy_async_commit();
         for (int i = threadIdx.x; i < TILE * STATES; i += THREADS) {
             const i64 token = t + i / STATES;
