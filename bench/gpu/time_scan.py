@@ -17,7 +17,7 @@ def median(fn, n=30, warm=3):
     events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(n)]
     for a, b in events:
         flush.zero_()
-        torch.cuda._sleep(200000)  # the launches are queued before the first one runs
+        torch.cuda._sleep(2000000)  # the launches are queued before the first one runs
         a.record()
         fn()
         b.record()

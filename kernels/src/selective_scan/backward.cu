@@ -17,7 +17,9 @@
 #include "scan.cuh"
 
 /// Tokens whose states are in registers together.
-constexpr int STEPS = 4;
+#ifndef STEPS
+#define STEPS 4
+#endif
 constexpr int GROUPS = CHECKPOINT / STEPS;
 /// Floats of a thread that hold the sums of its OWN values over four lanes.
 constexpr int PARTIAL = OWN / 4;
@@ -28,9 +30,8 @@ enum { U, DELTA, DY, Z };
 struct alignas(16) Shared {
     T rows[STREAMS][CHECKPOINT][CHANNELS]; // u, delta, z are replaced by their gradients, token after token
     float states[GROUPS - 1][OWN / 4][THREADS][4];
-    float projections[2][CHECKPOINT][2][STATES];
+    float projections[CHECKPOINT][2][STATES];
     float partial[2][STEPS][WARPS][32][PARTIAL];
-    u8 flags[2][CHECKPOINT];
 };
 
 /// Columns for `mma_tf32`: pick[j] = 1 in lanes of column j.
@@ -77,25 +78,27 @@ DEVICE void keep(float (&to)[WARPS][32][PARTIAL], const float (&sums)[4]) {
     }
 }
 
+/// Which sum of STEPS tokens a thread works on: `SHARE` neighbouring threads share one, each with every SHARE-th group of
+/// lanes, so that they hit different banks.
+constexpr int RESULTS = STEPS * STATES;
+constexpr int SHARE = RESULTS < THREADS ? THREADS / RESULTS : 1;
+constexpr int LANE_GROUPS = 8 / LANES;
+static_assert(LANE_GROUPS % SHARE == 0, "the shares are even");
+
 /// Adds the partial sums of STEPS tokens over the block and writes those of the first `count` tokens.
 /// `to` is `[token][2][STATES]`.
 DEVICE void finish(const float (&partial)[STEPS][WARPS][32][PARTIAL], float* to, int count) {
-    constexpr int RESULTS = STEPS * STATES;
-    constexpr int SHARE = RESULTS < THREADS ? THREADS / RESULTS : 1; // threads of one result
-    constexpr int LANE_GROUPS = 8 / LANES;
 #pragma unroll
-    for (int i = threadIdx.x / SHARE; i < RESULTS; i += THREADS / SHARE) {
-        const int share = threadIdx.x % SHARE, step = i / STATES, n = i % STATES;
-        const int part = n / OWN, m = n % OWN;
-        const int lane = part * LANE_GROUPS * 4 + m % 8 / 2, word = m % 2 + m / 8 * 2;
-        float sum = 0.0f;
+    for (int round = 0; round < (RESULTS * SHARE + THREADS - 1) / THREADS; round++) {
+        const int i = (threadIdx.x + round * THREADS) / SHARE, share = threadIdx.x % SHARE;
+        const int step = i / STATES, n = i % STATES, part = n / OWN, m = n % OWN;
+        const float* from = &partial[step][0][(part * LANE_GROUPS + share) * 4 + m % 8 / 2][m % 2 + m / 8 * 2];
+        float sums[WARPS] = {};
 #pragma unroll
-        for (int warp = 0; warp < WARPS / SHARE; warp++)
+        for (int k = 0; k < LANE_GROUPS / SHARE; k++)
 #pragma unroll
-            for (int k = 0; k < LANE_GROUPS; k++) {
-                const int group = LANE_GROUPS > 1 ? k ^ (share & 1) : k; // the threads of a result hit other banks
-                sum += partial[step][share * (WARPS / SHARE) + warp][lane + group * 4][word];
-            }
+            for (int warp = 0; warp < WARPS; warp++) sums[warp] += from[warp * 32 * PARTIAL + k * SHARE * 4 * PARTIAL];
+        float sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
 #pragma unroll
         for (int distance = 1; distance < SHARE; distance *= 2) sum += __shfl_xor_sync(~0u, sum, distance);
         if (share == 0 && step < count) to[step * 2 * STATES + n] = sum;
@@ -129,7 +132,7 @@ template <class Visit> DEVICE void each_piece(int channels, Visit visit) {
 /// parameters      float [batch, segments, d_inner * STATES + 2 d_inner]: partial sums of da, then dd, then dbias
 /// dstart          float [batch, d_inner, STATES] or null: the gradient of the state that each row started from
 /// dreset          float [batch, segments, d_inner, STATES], or null unless MASKS: that of the reset state
-extern "C" __global__ void __launch_bounds__(128, 2)
+extern "C" __global__ void __launch_bounds__(128, OWN == 16 ? 2 : 4)
 selective_scan_backward(const T* u, i64 u_batch, i64 u_time, const T* delta, i64 delta_batch, i64 delta_time, const T* b,
                         i64 b_batch, i64 b_time, const T* c, i64 c_batch, i64 c_time, const T* z, i64 z_batch,
                         i64 z_time, const T* dy, i64 dy_batch, i64 dy_time, const float* a, const float* delta_bias,
@@ -227,39 +230,46 @@ selective_scan_backward(const T* u, i64 u_batch, i64 u_time, const T* delta, i64
             if (at < end) values[k] = column < STATES ? b_row[at * b_time + column] : c_row[at * c_time + column - STATES];
         }
     };
-    auto put_values = [&](int group, int side) {
+    auto put_values = [&](int slot) {
 #pragma unroll
         for (int k = 0; k < VALUES; k++) {
             const int i = threadIdx.x + k * THREADS;
             if (STEPS * 2 * STATES % THREADS != 0 && i >= STEPS * 2 * STATES) break;
-            (&shared.projections[side][group * STEPS][0][0])[i] = to_float(values[k]);
+            (&shared.projections[slot * STEPS][0][0])[i] = to_float(values[k]);
         }
     };
-    auto put_flags = [&](i64 t, int side) {
+    // The flags of the tile at `t`, a bit for each token.
+    u32 no_token = 0, new_document = 0;
+    auto read_flags = [&](i64 t) {
 #if MASKS
-        if (threadIdx.x < CHECKPOINT) shared.flags[side][threadIdx.x] = flags_of(resets, valid, row, t + threadIdx.x, end);
+        const int lane = threadIdx.x % 32;
+        const u8 flags = lane < CHECKPOINT ? flags_of(resets, valid, row, t + lane, end) : u8(0);
+        no_token = __ballot_sync(~0u, flags == PADDING);
+        new_document = __ballot_sync(~0u, flags == RESET);
 #endif
     };
 
     i64 t = begin + (end - begin - 1) / CHECKPOINT * CHECKPOINT;
-    int side = 0; // odd tiles lie in the other buffers, and have their groups of rows in reverse order
+    // The group's sums of dB and dC over this block.
+    float* to = projections + ((blockIdx.x * i64(gridDim.y) + batch) * time + t + CHECKPOINT - STEPS) * 2 * STATES;
+    bool turned = false; // every other tile has its groups in reverse order
     copy_state(t);
     for (int group = 0; group < GROUPS; group++) {
         copy_group(t, group, group);
         load_values(t + group * STEPS);
-        put_values(group, 0);
+        put_values(group);
     }
     copy_async_commit();
-    put_flags(t, 0);
     copy_async_wait<0>();
     __syncthreads();
 
-    for (; t >= begin; t -= CHECKPOINT, side ^= 1) {
+    for (; t >= begin; t -= CHECKPOINT, turned = !turned) {
+        read_flags(t);
         const int count = end - t < CHECKPOINT ? int(end - t) : CHECKPOINT; // tokens that exist
-        auto place_of = [&](int group) { return side ? GROUPS - 1 - group : group; };
+        auto place_of = [&](int group) { return turned ? GROUPS - 1 - group : group; };
         // Whether token `i` of the tile is none, and whether a document starts there.
-        auto padding = [&](int i) { return CHECKED && (MASKS ? shared.flags[side][i] == PADDING : i >= count); };
-        auto starts = [&](int i) { return MASKS && shared.flags[side][i] == RESET; };
+        auto padding = [&](int i) { return CHECKED && (MASKS ? no_token >> i & 1 : i >= count); };
+        auto starts = [&](int i) { return MASKS && (new_document >> i & 1); };
         auto restart = [&](float(&h)[OWN]) {
 #pragma unroll
             for (int n = 0; n < OWN; n++) h[n] = exists ? reset_state[batch * reset_batch + state + n] : 0.0f;
@@ -283,6 +293,7 @@ selective_scan_backward(const T* u, i64 u_batch, i64 u_time, const T* delta, i64
         prepare_steps(0);
 #pragma unroll 1
         for (int group = 0; group < GROUPS - 1; group++) {
+            const int slot = place_of(group);
             if (group > 0) {
 #pragma unroll
                 for (int n = 0; n < OWN; n += 4)
@@ -300,7 +311,7 @@ selective_scan_backward(const T* u, i64 u_batch, i64 u_time, const T* delta, i64
             for (int k = 0; k < STEPS; k++) {
                 if (starts(group * STEPS + k)) restart(h);
                 float read[OWN];
-                take(read, &shared.projections[side][group * STEPS + k][0][place.part * OWN]);
+                take(read, &shared.projections[slot * STEPS + k][0][place.part * OWN]);
 #pragma unroll
                 for (int n = 0; n < OWN; n++) h[n] = fmaf(exp2_fast(now[k] * rate[n]), h[n], added[k] * read[n]);
             }
@@ -333,7 +344,7 @@ selective_scan_backward(const T* u, i64 u_batch, i64 u_time, const T* delta, i64
             const int slot = place_of(group), previous = group > 0 ? group - 1 : 0;
             const i64 token = t + group * STEPS;
             const bool more = t > begin;
-            if (more) load_values(token - CHECKPOINT);
+            if (more) load_values(t - CHECKPOINT + (GROUPS - 1 - group) * STEPS);
 
             // Second sweep: states and decays of the group, and what follows from them alone.
             float before[STEPS][OWN], decay[STEPS][OWN];
@@ -343,8 +354,8 @@ selective_scan_backward(const T* u, i64 u_batch, i64 u_time, const T* delta, i64
                 if (starts(i)) restart(h);
                 const float input = to_float(shared.rows[U][at][place.channel]), write = steps[k] * input;
                 float read[OWN], weight[OWN], product[OWN], s[4] = {};
-                take(read, &shared.projections[side][i][0][place.part * OWN]);
-                take(weight, &shared.projections[side][i][1][place.part * OWN]);
+                take(read, &shared.projections[at][0][place.part * OWN]);
+                take(weight, &shared.projections[at][1][place.part * OWN]);
 #pragma unroll
                 for (int n = 0; n < OWN; n++) {
                     before[k][n] = h[n];
@@ -365,7 +376,6 @@ selective_scan_backward(const T* u, i64 u_batch, i64 u_time, const T* delta, i64
                 copy_state(t - CHECKPOINT);
                 copy_async_commit();
             }
-            float* to = projections + ((blockIdx.x * i64(gridDim.y) + batch) * time + token) * 2 * STATES;
             __syncthreads();
             finish(shared.partial[1], to + STATES, count - group * STEPS);
 
@@ -375,8 +385,8 @@ selective_scan_backward(const T* u, i64 u_batch, i64 u_time, const T* delta, i64
                 const int i = group * STEPS + k, at = slot * STEPS + k;
                 const float input = to_float(shared.rows[U][at][place.channel]), write = steps[k] * input;
                 float read[OWN], weight[OWN], product[OWN];
-                take(read, &shared.projections[side][i][0][place.part * OWN]);
-                take(weight, &shared.projections[side][i][1][place.part * OWN]);
+                take(read, &shared.projections[at][0][place.part * OWN]);
+                take(weight, &shared.projections[at][1][place.part * OWN]);
                 float written[2] = {}, decayed[2] = {};
 #pragma unroll
                 for (int n = 0; n < OWN; n++) {
@@ -416,11 +426,11 @@ selective_scan_backward(const T* u, i64 u_batch, i64 u_time, const T* delta, i64
             __syncthreads();
             finish(shared.partial[0], to, count - group * STEPS);
             write_group(token, count - group * STEPS, slot);
+            to -= STEPS * 2 * STATES;
             // These rows are free: the next tile's groups come in the order in which they are needed.
             if (more) {
                 copy_group(t - CHECKPOINT, GROUPS - 1 - group, slot);
-                put_values(group, side ^ 1);
-                if (group == GROUPS - 1) put_flags(t - CHECKPOINT, side ^ 1);
+                put_values(slot);
             }
             copy_async_commit();
         }
