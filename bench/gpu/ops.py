@@ -159,11 +159,14 @@ def scan_reference(u, delta, a, b, c, start, d=None, z=None, bias=None, reset_st
 
 class Conv:
     def __init__(self, dtype, width, silu=True, masks=False):
-        self.dtype, self.width, self.masks = dtype, width, masks
-        defines = dict(ELEMENT=NAMES[dtype], WIDTH=width, SILU=int(silu), MASKS=int(masks))
-        self.up = module("causal_conv1d/forward.cu", **defines)
-        self.down = module("causal_conv1d/backward.cu", **defines)
+        self.dtype, self.width = dtype, width
+        self.defines = dict(ELEMENT=NAMES[dtype], WIDTH=width, SILU=int(silu), MASKS=int(masks))
         self.small = module("selective_scan/combine.cu", ELEMENT=NAMES[dtype])
+
+    def module(self, direction, *operands):
+        def aligned(x):
+            return x.data_ptr() % (4 * x.element_size()) == 0 and all(s % 4 == 0 for s in (x.shape[2], *x.stride()[:2]))
+        return module(f"causal_conv1d/{direction}.cu", **self.defines, WHOLE=int(all(map(aligned, operands))))
 
     def operands(self, x, weight, bias, tail, reset_tail, resets, lengths):
         return (*strides(x), weight, bias, tail, batch_stride(tail), reset_tail, batch_stride(reset_tail), resets, lengths)
@@ -172,28 +175,28 @@ class Conv:
         batch, time, d = x.shape
         y = empty(x, batch, time, d, dtype=self.dtype)
         new_tail = empty(x, batch, self.width - 1, d)
-        groups = ceil(d, 16 // x.element_size())
-        self.up.launch("causal_conv1d_forward", (ceil(groups * ceil(time, chunk), 128), batch), 128, 0,
+        groups = ceil(d, 4)
+        self.module("forward", x).launch("causal_conv1d_forward", (ceil(groups * ceil(time, chunk), 128), batch), 128, 0,
                        *self.operands(x, weight, bias, tail, reset_tail, resets, lengths), y, new_tail, time, d, chunk)
         return y, new_tail
 
-    def backward(self, dy, dnew_tail, x, weight, tail, bias=None, reset_tail=None, resets=None, lengths=None, chunk=64):
+    def backward(self, dy, dnew_tail, x, weight, tail, bias=None, reset_tail=None, resets=None, lengths=None, chunk=64, tails=True):
         batch, time, d = x.shape
         dx = empty(x, batch, time, d, dtype=self.dtype)
         rows = ceil(ceil(time, chunk), 4)
         columns = d * (self.width + 1)
         parts, sums = empty(x, batch, rows, columns), empty(x, columns)
         operands = self.operands(x, weight, bias, tail, reset_tail, resets, lengths)
-        self.down.launch("causal_conv1d_backward", (ceil(d, 128), rows, batch), 128, 0, *operands, *strides(dy), dnew_tail,
+        self.module("backward", x, dy).launch("causal_conv1d_backward", (ceil(d, 128), rows, batch), 128, 0, *operands, *strides(dy), dnew_tail,
                          dx, parts, time, d, chunk)
         self.small.launch("sum_rows", (ceil(columns, 256), 1), 256, 0, parts, sums, batch * rows, columns)
         out = dict(x=dx, weight=sums[:d * self.width].view(d, self.width))
         if bias is not None:
             out["bias"] = sums[d * self.width:]
-        if self.width > 1:
+        if self.width > 1 and tails:
             dtail = empty(x, batch, self.width - 1, d)
             dreset = empty(x, batch, self.width - 1, d) if resets is not None else None
-            self.down.launch("causal_conv1d_backward_tails", (ceil(d, 128), batch), 128, 0, *operands, *strides(dy),
+            self.module("backward", x, dy).launch("causal_conv1d_backward_tails", (ceil(d, 128), batch), 128, 0, *operands, *strides(dy),
                              dnew_tail, dtail, dreset, time, d)
             for name, gradient, like in (("tail", dtail, tail), ("reset_tail", dreset, reset_tail)):
                 if gradient is not None:

@@ -17,7 +17,7 @@ def median(fn, n=30, warm=3):
     events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(n)]
     for a, b in events:
         flush.zero_()
-        torch.cuda._sleep(200000)  # the launches are queued before the first one runs
+        torch.cuda._sleep(2000000)  # the launches are queued before the first one runs
         a.record()
         fn()
         b.record()
@@ -82,7 +82,7 @@ def conv(b, t, d, w=4, chunks=(32, 64), peer=True):
     tail = torch.zeros(1, w - 1, d, device="cuda")
     s = Conv(BF, w)
     fwd = median(lambda: s.forward(x, weight, tail, bias, chunk=chunks[0]))
-    bwd = median(lambda: s.backward(dy, None, x, weight, tail, bias, chunk=chunks[1]))
+    bwd = median(lambda: s.backward(dy, None, x, weight, tail, bias, chunk=chunks[1], tails=False))
     p_fwd = p_all = None
     if peer:
         try:
@@ -110,19 +110,27 @@ if __name__ == "__main__":
         s = Scan(BF, 16)
         kept = s.forward(**x, start=start)[2]
         s.backward(dy, None, kept, **x, start=start)
+        c, tail = Conv(BF, 4), torch.zeros(1, 3, 3200, device="cuda")
+        weight = torch.randn(3200, 4, device="cuda")
+        c.forward(x["u"], weight, tail)
+        c.backward(dy, None, x["u"], weight, tail)
         torch.cuda.synchronize()
         sys.exit()
+    short = "--short" in sys.argv
     scan(8, 2048, 3200, 16)
-    scan(8, 2048, 3200, 16, lanes=2, peer=False)
-    scan(8, 2048, 3200, 16, checkpoint=16, peer=False)
-    scan(8, 2048, 3200, 16, masks=True, peer=False)
+    conv(8, 2048, 3200)
+    for lanes, checkpoint, masks in ((2, 32, False), (2, 16, False), (1, 16, False), (1, 32, True)):
+        scan(8, 2048, 3200, 16, lanes=lanes, checkpoint=checkpoint, masks=masks, peer=False)
+    for chunks in ((16, 32), (64, 128)):
+        conv(8, 2048, 3200, chunks=chunks, peer=False)
+    if short:
+        sys.exit()
     scan(2, 8192, 3200, 16)
     scan(2, 8192, 3200, 16, segment=2048, peer=False)
-    scan(2, 8192, 3200, 16, segment=2048, lanes=2, peer=False)
+    scan(2, 8192, 3200, 16, segment=4096, peer=False)
     scan(1, 16384, 1536, 16)
-    for segment in (256, 512, 1024):
+    for segment in (256, 512, 1024, 2048):
         scan(1, 16384, 1536, 16, segment=segment, peer=False)
     scan(8, 2048, 2048, 16)
-    conv(8, 2048, 3200)
-    conv(8, 2048, 3200, chunks=(16, 32), peer=False)
-    conv(8, 2048, 3200, chunks=(64, 128), peer=False)
+    scan(8, 2048, 2048, 16, segment=1024, peer=False)
+    conv(2, 8192, 3200)

@@ -12,7 +12,7 @@
 constexpr int VECTOR = 4;
 constexpr int WARPS = 4;
 /// Tokens whose rows are asked for together.
-constexpr int AHEAD = 8;
+constexpr int AHEAD = 4;
 
 /// p_t of a channel.
 DEVICE float before_silu(float dy, float pre) {
@@ -33,7 +33,7 @@ DEVICE float before_silu(float dy, float pre) {
 /// parameters    float [batch, grid.y, d * WIDTH + d]: partial sums of dweight, then dbias; a block writes all of its
 ///               channels' values, so that nothing needs to be zero before
 /// chunk         tokens of a thread; 64 is good
-extern "C" __global__ void __launch_bounds__(128)
+extern "C" __global__ void __launch_bounds__(128, WIDTH > 4 ? 2 : MASKS || sizeof(T) == 4 ? 3 : 4)
 causal_conv1d_backward(const T* x, i64 x_batch, i64 x_time, const float* weight, const float* bias, const float* tail,
                        i64 tail_batch, const float* reset_tail, i64 reset_batch, const u8* resets, const i64* lengths,
                        const T* dy, i64 dy_batch, i64 dy_time, const float* dnew_tail, T* dx, float* parameters, i64 time,
@@ -45,17 +45,12 @@ causal_conv1d_backward(const T* x, i64 x_batch, i64 x_time, const float* weight,
     const i64 end = begin + chunk < time ? begin + chunk : time;
     const i64 length = length_of(lengths, batch, time);
     const int there = int(d - channel < VECTOR ? (d - channel < 0 ? 0 : d - channel) : VECTOR);
-    constexpr int BYTES = VECTOR * int(sizeof(T));
-    const bool full = there == VECTOR;
-    const bool reads = full && aligned(x, x_batch, x_time, BYTES), reads_dy = full && aligned(dy, dy_batch, dy_time, BYTES);
-    const bool writes = full && aligned(dx, time * d, d, BYTES);
-
     float sums[WIDTH + 1][VECTOR] = {};
     if (there > 0 && begin < time) {
         const Operands o{x, x_batch, x_time, tail, tail_batch, reset_tail, reset_batch, resets, time, d};
         const Filter<VECTOR> filter(weight, bias, channel, there);
         Window<VECTOR> window;
-        window.enter(o, batch, begin, channel, there, reads);
+        window.enter(o, batch, begin, channel, there);
         const T *from = x + batch * x_batch + channel, *up = dy + batch * dy_batch + channel;
         T* to = dx + batch * time * d + channel;
         float pending[WIDTH][VECTOR] = {}; // [j]: the gradient of token t - j so far
@@ -98,7 +93,7 @@ causal_conv1d_backward(const T* x, i64 x_batch, i64 x_time, const float* weight,
                 if (kept && i < there) gradient += dnew_tail[(batch * HISTORY + place) * d + channel + i];
                 out.values[i] = from_float<T>(gradient);
             }
-            out.store(to + done * d, there, writes);
+            out.store(to + done * d, there);
         };
         // The tokens that have something to give, then those whose gradients are only to be written.
         const i64 beyond = end + HISTORY, last = beyond < length ? beyond : length;
@@ -107,8 +102,8 @@ causal_conv1d_backward(const T* x, i64 x_batch, i64 x_time, const float* weight,
             Channels<VECTOR> raw[AHEAD], raw_dy[AHEAD];
 #pragma unroll
             for (int k = 0; k < AHEAD; k++) {
-                raw[k].load(from + (t + k) * x_time, there, reads);
-                raw_dy[k].load(up + (t + k) * dy_time, there, reads_dy);
+                raw[k].load(from + (t + k) * x_time, there);
+                raw_dy[k].load(up + (t + k) * dy_time, there);
             }
 #pragma unroll
             for (int k = 0; k < AHEAD; k++) step(t + k, raw[k], raw_dy[k], true);
@@ -118,8 +113,8 @@ causal_conv1d_backward(const T* x, i64 x_batch, i64 x_time, const float* weight,
 #pragma unroll
             for (int i = 0; i < VECTOR; i++) raw.values[i] = raw_dy.values[i] = from_float<T>(0.0f);
             if (t < last) {
-                raw.load(from + t * x_time, there, reads);
-                raw_dy.load(up + t * dy_time, there, reads_dy);
+                raw.load(from + t * x_time, there);
+                raw_dy.load(up + t * dy_time, there);
             }
             step(t, raw, raw_dy, t < last);
         }

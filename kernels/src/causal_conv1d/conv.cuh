@@ -5,6 +5,8 @@
 //   WIDTH    taps, 1 to 8
 //   SILU     1 if silu is applied, else 0
 //   MASKS    1 if there are resets or lengths, else 0
+//   WHOLE    1 if four channels of a row can be read at once: d, the strides of x and dy over batch and time are multiples
+//            of 4 and their addresses of 4 elements' size; else 0, which is slower
 #pragma once
 #include "common.cuh"
 
@@ -28,9 +30,9 @@ template <int N> struct Channels {
     };
     DEVICE Channels() {}
 
-    /// The first `there` from memory, the others zero.
-    DEVICE void load(const T* from, int there, bool vectors) {
-        if (vectors) {
+    /// The first `there` from memory, the others zero; all at once if `WHOLE`.
+    DEVICE void load(const T* from, int there) {
+        if (WHOLE) {
             vector = *reinterpret_cast<const Vector*>(from);
         } else {
 #pragma unroll
@@ -38,8 +40,8 @@ template <int N> struct Channels {
         }
     }
 
-    DEVICE void store(T* to, int there, bool vectors) const {
-        if (vectors) {
+    DEVICE void store(T* to, int there) const {
+        if (WHOLE) {
             *reinterpret_cast<Vector*>(to) = vector;
         } else {
 #pragma unroll
@@ -48,11 +50,6 @@ template <int N> struct Channels {
         }
     }
 };
-
-/// Whether all rows from `base` on can be read `bytes` at a time.
-DEVICE bool aligned(const T* base, i64 batch_stride, i64 time_stride, int bytes) {
-    return (u64(base) | u64(batch_stride * sizeof(T)) | u64(time_stride * sizeof(T))) % bytes == 0;
-}
 
 /// The operands of both directions.
 struct Operands {
@@ -89,7 +86,7 @@ template <int N> struct Window {
     }
 
     /// The window before token `t` of row `batch`, for channels from `channel` on.
-    DEVICE void enter(const Operands& o, i64 batch, i64 t, i64 channel, int there, bool vectors) {
+    DEVICE void enter(const Operands& o, i64 batch, i64 t, i64 channel, int there) {
 #pragma unroll
         for (int k = 0; k < ROWS; k++)
 #pragma unroll
@@ -103,7 +100,7 @@ template <int N> struct Window {
             if (MASKS && o.resets && o.resets[batch * o.time + at])
                 restart(o.reset_tail + batch * o.reset_batch + channel, o.d, there);
             Channels<N> raw;
-            raw.load(o.x + batch * o.x_batch + at * o.x_time + channel, there, vectors);
+            raw.load(o.x + batch * o.x_batch + at * o.x_time + channel, there);
             float x[N];
 #pragma unroll
             for (int i = 0; i < N; i++) x[i] = to_float(raw.values[i]);

@@ -1,15 +1,15 @@
 // The causal depthwise convolution, forward: y_t = silu(bias + sum_k weight_k x_{t - (WIDTH - 1) + k}), where what comes
 // before the row or the document is a tail.
 //
-// A thread has some neighbouring channels, 16 bytes of a row, and a chunk of tokens; the window stays in registers. It
-// reads the few tokens before its chunk again.
+// A thread has four neighbouring channels and a chunk of tokens; the window stays in registers. It reads the few tokens
+// before its chunk again.
 #include "conv.cuh"
 
-constexpr int VECTOR = 16 / int(sizeof(T));
+constexpr int VECTOR = 4;
 /// Tokens whose rows are asked for together.
 constexpr int AHEAD = 8;
 
-/// grid (ceil(ceil(d / (16 / sizeof(ELEMENT))) * ceil(time / chunk) / 128), batch), block 128, no dynamic shared memory.
+/// grid (ceil(ceil(d / 4) * ceil(time / chunk) / 128), batch), block 128, no dynamic shared memory.
 ///
 /// x           ELEMENT [batch, time, d] with its strides over batch and time in elements, channels contiguous
 /// weight      float [d, WIDTH], the oldest input's tap first; bias: float [d] or null
@@ -20,7 +20,7 @@ constexpr int AHEAD = 8;
 /// y           ELEMENT [batch, time, d], contiguous
 /// new_tail    float [batch, WIDTH - 1, d], or null
 /// chunk       tokens of a thread; 32 is good
-extern "C" __global__ void __launch_bounds__(128)
+extern "C" __global__ void __launch_bounds__(128, WIDTH > 4 ? 3 : MASKS || sizeof(T) == 4 ? 4 : 6)
 causal_conv1d_forward(const T* x, i64 x_batch, i64 x_time, const float* weight, const float* bias, const float* tail,
                       i64 tail_batch, const float* reset_tail, i64 reset_batch, const u8* resets, const i64* lengths, T* y,
                       float* new_tail, i64 time, i64 d, i64 chunk) {
@@ -30,12 +30,10 @@ causal_conv1d_forward(const T* x, i64 x_batch, i64 x_time, const float* weight, 
     const i64 length = length_of(lengths, batch, time);
     const i64 end = begin + chunk < time ? begin + chunk : time, last = end < length ? end : length;
     const int there = int(d - channel < VECTOR ? d - channel : VECTOR);
-    const bool reads = aligned(x, x_batch, x_time, 16) && there == VECTOR;
-    const bool writes = aligned(y, time * d, d, 16) && there == VECTOR;
     const Operands o{x, x_batch, x_time, tail, tail_batch, reset_tail, reset_batch, resets, time, d};
     const Filter<VECTOR> filter(weight, bias, channel, there);
     Window<VECTOR> window;
-    window.enter(o, batch, begin, channel, there, reads);
+    window.enter(o, batch, begin, channel, there);
 
     const T* from = x + batch * x_batch + channel;
     T* to = y + batch * time * d + channel;
@@ -54,19 +52,19 @@ causal_conv1d_forward(const T* x, i64 x_batch, i64 x_time, const float* weight, 
             out.values[i] = from_float<T>(sum);
         }
         window.shift(input);
-        out.store(to + t * d, there, writes);
+        out.store(to + t * d, there);
     };
     i64 t = begin;
     for (; t + AHEAD <= last; t += AHEAD) {
         Channels<VECTOR> raw[AHEAD];
 #pragma unroll
-        for (int k = 0; k < AHEAD; k++) raw[k].load(from + (t + k) * x_time, there, reads);
+        for (int k = 0; k < AHEAD; k++) raw[k].load(from + (t + k) * x_time, there);
 #pragma unroll
         for (int k = 0; k < AHEAD; k++) step(t + k, raw[k]);
     }
     for (; t < last; t++) {
         Channels<VECTOR> raw;
-        raw.load(from + t * x_time, there, reads);
+        raw.load(from + t * x_time, there);
         step(t, raw);
     }
     // The last token's window, or the tail itself if there is no token.
@@ -81,6 +79,6 @@ causal_conv1d_forward(const T* x, i64 x_batch, i64 x_time, const float* weight, 
         Channels<VECTOR> zero;
 #pragma unroll
         for (int i = 0; i < VECTOR; i++) zero.values[i] = from_float<T>(0.0f);
-        zero.store(to + t * d, there, writes);
+        zero.store(to + t * d, there);
     }
 }

@@ -17,7 +17,9 @@
 #include "scan.cuh"
 
 /// Tokens whose states are in registers together.
-constexpr int STEPS = 4;
+#ifndef STEPS
+#define STEPS 4
+#endif
 constexpr int GROUPS = CHECKPOINT / STEPS;
 /// Floats of a thread that hold the sums of its OWN values over four lanes.
 constexpr int PARTIAL = OWN / 4;
@@ -26,11 +28,10 @@ constexpr int STREAMS = GATED ? 4 : 3;
 enum { U, DELTA, DY, Z };
 
 struct alignas(16) Shared {
-    T rows[STREAMS][CHECKPOINT][CHANNELS];
+    T rows[STREAMS][CHECKPOINT][CHANNELS]; // u, delta, z are replaced by their gradients, token after token
     float states[GROUPS - 1][OWN / 4][THREADS][4];
-    float projections[2][CHECKPOINT][2][STATES];
+    float projections[CHECKPOINT][2][STATES];
     float partial[2][STEPS][WARPS][32][PARTIAL];
-    u8 flags[2][CHECKPOINT];
 };
 
 /// Columns for `mma_tf32`: pick[j] = 1 in lanes of column j.
@@ -77,28 +78,43 @@ DEVICE void keep(float (&to)[WARPS][32][PARTIAL], const float (&sums)[4]) {
     }
 }
 
+/// Which sum of STEPS tokens a thread works on: `SHARE` neighbouring threads share one, each with every SHARE-th group of
+/// lanes, so that they hit different banks.
+constexpr int RESULTS = STEPS * STATES;
+constexpr int SHARE = RESULTS < THREADS ? THREADS / RESULTS : 1;
+constexpr int LANE_GROUPS = 8 / LANES;
+static_assert(LANE_GROUPS % SHARE == 0, "the shares are even");
+
 /// Adds the partial sums of STEPS tokens over the block and writes those of the first `count` tokens.
 /// `to` is `[token][2][STATES]`.
 DEVICE void finish(const float (&partial)[STEPS][WARPS][32][PARTIAL], float* to, int count) {
-    constexpr int RESULTS = STEPS * STATES;
-    constexpr int SHARE = RESULTS < THREADS ? THREADS / RESULTS : 1; // threads of one result
-    constexpr int LANE_GROUPS = 8 / LANES;
 #pragma unroll
-    for (int i = threadIdx.x / SHARE; i < RESULTS; i += THREADS / SHARE) {
-        const int share = threadIdx.x % SHARE, step = i / STATES, n = i % STATES;
-        const int part = n / OWN, m = n % OWN;
-        const int lane = part * LANE_GROUPS * 4 + m % 8 / 2, word = m % 2 + m / 8 * 2;
-        float sum = 0.0f;
+    for (int round = 0; round < (RESULTS * SHARE + THREADS - 1) / THREADS; round++) {
+        const int i = (threadIdx.x + round * THREADS) / SHARE, share = threadIdx.x % SHARE;
+        const int step = i / STATES, n = i % STATES, part = n / OWN, m = n % OWN;
+        const float* from = &partial[step][0][(part * LANE_GROUPS + share) * 4 + m % 8 / 2][m % 2 + m / 8 * 2];
+        float sums[WARPS] = {};
 #pragma unroll
-        for (int warp = 0; warp < WARPS / SHARE; warp++)
+        for (int k = 0; k < LANE_GROUPS / SHARE; k++)
 #pragma unroll
-            for (int k = 0; k < LANE_GROUPS; k++) {
-                const int group = LANE_GROUPS > 1 ? k ^ (share & 1) : k; // the threads of a result hit other banks
-                sum += partial[step][share * (WARPS / SHARE) + warp][lane + group * 4][word];
-            }
+            for (int warp = 0; warp < WARPS; warp++) sums[warp] += from[warp * 32 * PARTIAL + k * SHARE * 4 * PARTIAL];
+        float sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
 #pragma unroll
         for (int distance = 1; distance < SHARE; distance *= 2) sum += __shfl_xor_sync(~0u, sum, distance);
         if (share == 0 && step < count) to[step * 2 * STATES + n] = sum;
+    }
+}
+
+/// A thread brings the same pieces of every group of rows and takes the same pieces of the gradients away: calls
+/// `visit(stream, row, channel, there)` for each.
+template <class Visit> DEVICE void each_piece(int channels, Visit visit) {
+    constexpr int OF_STREAM = STEPS * PIECES, ALL = STREAMS * OF_STREAM;
+#pragma unroll
+    for (int k = 0; k < (ALL + THREADS - 1) / THREADS; k++) {
+        const int i = k * THREADS + int(threadIdx.x);
+        if (ALL % THREADS != 0 && i >= ALL) break;
+        const int channel = i % PIECES * WIDTH, left = channels - channel;
+        visit(i / OF_STREAM, i % OF_STREAM / PIECES, channel, left < 0 ? 0 : left > WIDTH ? WIDTH : left);
     }
 }
 
@@ -116,7 +132,7 @@ DEVICE void finish(const float (&partial)[STEPS][WARPS][32][PARTIAL], float* to,
 /// parameters      float [batch, segments, d_inner * STATES + 2 d_inner]: partial sums of da, then dd, then dbias
 /// dstart          float [batch, d_inner, STATES] or null: the gradient of the state that each row started from
 /// dreset          float [batch, segments, d_inner, STATES], or null unless MASKS: that of the reset state
-extern "C" __global__ void __launch_bounds__(128, 2)
+extern "C" __global__ void __launch_bounds__(128, OWN == 16 ? 2 : 4)
 selective_scan_backward(const T* u, i64 u_batch, i64 u_time, const T* delta, i64 delta_batch, i64 delta_time, const T* b,
                         i64 b_batch, i64 b_time, const T* c, i64 c_batch, i64 c_time, const T* z, i64 z_batch,
                         i64 z_time, const T* dy, i64 dy_batch, i64 dy_time, const float* a, const float* delta_bias,
@@ -129,7 +145,7 @@ selective_scan_backward(const T* u, i64 u_batch, i64 u_time, const T* delta, i64
     const Place place;
     const Picks pick;
     const i64 batch = blockIdx.y, first = i64(blockIdx.x) * CHANNELS, channel = first + place.channel;
-    const bool exists = channel < d_inner, writes = exists && place.part == 0;
+    const bool exists = channel < d_inner;
     const i64 begin = blockIdx.z * segment, end = begin + segment < time ? begin + segment : time;
     const i64 state = channel * STATES + place.part * OWN;
     const i64 kept = (time + CHECKPOINT - 1) / CHECKPOINT;
@@ -147,16 +163,35 @@ selective_scan_backward(const T* u, i64 u_batch, i64 u_time, const T* delta, i64
     float dd = 0.0f, dbias = 0.0f;
     bool fresh = true; // nothing written to dreset yet
 
-    Rows<STREAMS> rows(d_inner);
-    rows.set(U, u, u_batch, u_time);
-    rows.set(DELTA, delta, delta_batch, delta_time);
-    rows.set(DY, dy, dy_batch, dy_time);
-    if constexpr (GATED) rows.set(STREAMS - 1, z, z_batch, z_time);
+    const Stream streams[4] = {{u, u_batch, u_time}, {delta, delta_batch, delta_time}, {dy, dy_batch, dy_time},
+                               {GATED ? z : u, GATED ? z_batch : u_batch, GATED ? z_time : u_time}};
+    const bool vectors = streams[U].vectors && streams[DELTA].vectors && streams[DY].vectors && streams[Z].vectors;
+    const bool whole = (u64(du) | u64(ddelta) | u64(GATED ? dz : du) | u64(d_inner * sizeof(T))) % 16 == 0;
+    const int channels = channels_there(d_inner);
     const T *b_row = b + batch * b_batch, *c_row = c + batch * c_batch;
 
-    // The rows of group `group` of the tile at `t`, to place `slot`.
+    // Brings the rows of group `group` of the tile at `t` to place `slot`.
     auto copy_group = [&](i64 t, int group, int slot) {
-        rows.template copy<STEPS>(shared.rows[0][slot * STEPS], CHECKPOINT * CHANNELS, t + group * STEPS, end);
+        const i64 from = t + group * STEPS;
+        each_piece(channels, [&](int stream, int row, int channel, int there) {
+            T* to = &shared.rows[stream][slot * STEPS + row][channel];
+            const T* data = stream == U ? streams[U].data : stream == DELTA ? streams[DELTA].data : stream == DY ? streams[DY].data : streams[Z].data;
+            const i64 stride = stream == U ? streams[U].stride : stream == DELTA ? streams[DELTA].stride : stream == DY ? streams[DY].stride : streams[Z].stride;
+            data += (from + row) * stride + channel;
+            if (vectors && from + STEPS <= end) {
+                copy_async_16(to, data, there * int(sizeof(T)));
+            } else {
+                fill_piece(to, data, from + row < end ? there : 0, stream == DELTA ? no_step() : from_float<T>(0.0f));
+            }
+        });
+    };
+    // Takes the gradients away that stand in `slot`, those of the `count` tokens from `token` on.
+    auto write_group = [&](i64 token, int count, int slot) {
+        each_piece(channels, [&](int stream, int piece_row, int channel, int there) {
+            if (stream == DY || there == 0 || piece_row >= count) return;
+            T* to = (stream == U ? du : stream == DELTA ? ddelta : dz) + (row + token + piece_row) * d_inner + first + channel;
+            write_piece(to, &shared.rows[stream][slot * STEPS + piece_row][channel], there, whole);
+        });
     };
     // The kept state of the tile at `t`: each thread brings its own.
     auto copy_state = [&](i64 t) {
@@ -182,105 +217,151 @@ selective_scan_backward(const T* u, i64 u_batch, i64 u_time, const T* delta, i64
             h[n + 3] = x.w;
         }
     };
-    auto copy_projections = [&](i64 t, int side) {
-        Projections<CHECKPOINT> x;
-        x.load(b_row, b_time, c_row, c_time, t, end);
-        x.put(&shared.projections[side][0][0][0]);
+    // Values of b and c of a group of tokens: loaded to registers, later put as floats.
+    constexpr int VALUES = (STEPS * 2 * STATES + THREADS - 1) / THREADS;
+    T values[VALUES];
+    auto load_values = [&](i64 token) {
+#pragma unroll
+        for (int k = 0; k < VALUES; k++) {
+            const int i = threadIdx.x + k * THREADS, column = i % (2 * STATES);
+            const i64 at = token + i / (2 * STATES);
+            if (STEPS * 2 * STATES % THREADS != 0 && i >= STEPS * 2 * STATES) break;
+            values[k] = from_float<T>(0.0f);
+            if (at < end) values[k] = column < STATES ? b_row[at * b_time + column] : c_row[at * c_time + column - STATES];
+        }
+    };
+    auto put_values = [&](int slot) {
+#pragma unroll
+        for (int k = 0; k < VALUES; k++) {
+            const int i = threadIdx.x + k * THREADS;
+            if (STEPS * 2 * STATES % THREADS != 0 && i >= STEPS * 2 * STATES) break;
+            (&shared.projections[slot * STEPS][0][0])[i] = to_float(values[k]);
+        }
+    };
+    // The flags of the tile at `t`, a bit for each token.
+    u32 no_token = 0, new_document = 0;
+    auto read_flags = [&](i64 t) {
 #if MASKS
-        if (threadIdx.x < CHECKPOINT) shared.flags[side][threadIdx.x] = flags_of(resets, valid, row, t + threadIdx.x, end);
+        const int lane = threadIdx.x % 32;
+        const u8 flags = lane < CHECKPOINT ? flags_of(resets, valid, row, t + lane, end) : u8(0);
+        no_token = __ballot_sync(~0u, flags == PADDING);
+        new_document = __ballot_sync(~0u, flags == RESET);
 #endif
     };
 
     i64 t = begin + (end - begin - 1) / CHECKPOINT * CHECKPOINT;
-    int side = 0; // odd tiles lie in the other buffers, and have their groups of rows in reverse order
+    // The group's sums of dB and dC over this block.
+    float* to = projections + ((blockIdx.x * i64(gridDim.y) + batch) * time + t + CHECKPOINT - STEPS) * 2 * STATES;
+    bool turned = false; // every other tile has its groups in reverse order
     copy_state(t);
-    for (int group = 0; group < GROUPS; group++) copy_group(t, group, group);
+    for (int group = 0; group < GROUPS; group++) {
+        copy_group(t, group, group);
+        load_values(t + group * STEPS);
+        put_values(group);
+    }
     copy_async_commit();
-    copy_projections(t, 0);
     copy_async_wait<0>();
     __syncthreads();
 
-    for (; t >= begin; t -= CHECKPOINT, side ^= 1) {
+    for (; t >= begin; t -= CHECKPOINT, turned = !turned) {
+        read_flags(t);
         const int count = end - t < CHECKPOINT ? int(end - t) : CHECKPOINT; // tokens that exist
-        // Whether token `i` of the tile counts, and the start of a document.
-        auto padding = [&](int i) { return MASKS ? shared.flags[side][i] == PADDING : i >= count; };
-        auto starts = [&](int i) { return MASKS && shared.flags[side][i] == RESET; };
+        auto place_of = [&](int group) { return turned ? GROUPS - 1 - group : group; };
+        // Whether token `i` of the tile is none, and whether a document starts there.
+        auto padding = [&](int i) { return CHECKED && (MASKS ? no_token >> i & 1 : i >= count); };
+        auto starts = [&](int i) { return MASKS && (new_document >> i & 1); };
         auto restart = [&](float(&h)[OWN]) {
 #pragma unroll
             for (int n = 0; n < OWN; n++) h[n] = exists ? reset_state[batch * reset_batch + state + n] : 0.0f;
         };
 
-        // First sweep: the states before every group but the first, whose state was kept.
+        // First sweep: the states before every group but the first, whose state was kept. Steps are worked out a group
+        // ahead.
         float h[OWN];
         read_state(h, 0);
+        float step[STEPS], written[STEPS];
+        auto prepare_steps = [&](int group) {
+            const int slot = place_of(group);
+#pragma unroll
+            for (int k = 0; k < STEPS; k++) {
+                float unused;
+                step[k] = step_size(to_float(shared.rows[DELTA][slot * STEPS + k][place.channel]) + bias, unused);
+                if (padding(group * STEPS + k)) step[k] = 0.0f;
+                written[k] = step[k] * to_float(shared.rows[U][slot * STEPS + k][place.channel]);
+            }
+        };
+        prepare_steps(0);
+#pragma unroll 1
         for (int group = 0; group < GROUPS - 1; group++) {
-            const int slot = side ? GROUPS - 1 - group : group;
+            const int slot = place_of(group);
             if (group > 0) {
 #pragma unroll
                 for (int n = 0; n < OWN; n += 4)
                     *reinterpret_cast<float4*>(shared.states[group][n / 4][threadIdx.x]) =
                         make_float4(h[n], h[n + 1], h[n + 2], h[n + 3]);
             }
+            float now[STEPS], added[STEPS];
 #pragma unroll
             for (int k = 0; k < STEPS; k++) {
-                const int i = group * STEPS + k, at = slot * STEPS + k;
-                float unused;
-                float step = step_size(to_float(shared.rows[DELTA][at][place.channel]) + bias, unused);
-                if (padding(i)) step = 0.0f;
-                if (starts(i)) restart(h);
-                const float write = step * to_float(shared.rows[U][at][place.channel]);
-                float read[OWN];
-                take(read, &shared.projections[side][i][0][place.part * OWN]);
+                now[k] = step[k];
+                added[k] = written[k];
+            }
+            prepare_steps(group + 1); // for nothing at the last group
 #pragma unroll
-                for (int n = 0; n < OWN; n++) h[n] = fmaf(exp2_fast(step * rate[n]), h[n], write * read[n]);
+            for (int k = 0; k < STEPS; k++) {
+                if (starts(group * STEPS + k)) restart(h);
+                float read[OWN];
+                take(read, &shared.projections[slot * STEPS + k][0][place.part * OWN]);
+#pragma unroll
+                for (int n = 0; n < OWN; n++) h[n] = fmaf(exp2_fast(now[k] * rate[n]), h[n], added[k] * read[n]);
             }
         }
         copy_async_wait<0>();
         __syncthreads();
 
+        // What the second sweep over a group needs, worked out while the third goes over the group after it: the steps,
+        // their slopes d delta / d raw, ds, and dy silu'(z).
+        float steps[STEPS], slopes[STEPS], ds[STEPS], dgate[STEPS] = {};
+        auto prepare = [&](int k, int group) {
+            const int at = place_of(group) * STEPS + k;
+            const float raw = to_float(shared.rows[DELTA][at][place.channel]) + bias;
+            float y;
+            steps[k] = step_size(raw, y);
+            slopes[k] = SOFTPLUS ? (raw >= 0.0f ? 1.0f : y) * reciprocal(1.0f + y) : 1.0f;
+            ds[k] = to_float(shared.rows[DY][at][place.channel]);
+            if (padding(group * STEPS + k)) steps[k] = slopes[k] = ds[k] = 0.0f;
+#if GATED
+            const float gate = to_float(shared.rows[Z][at][place.channel]), open = sigmoid(gate), opened = gate * open;
+            dgate[k] = ds[k] * fmaf(opened, 1.0f - open, open);
+            ds[k] *= opened;
+#endif
+        };
+#pragma unroll
+        for (int k = 0; k < STEPS; k++) prepare(k, GROUPS - 1);
+
+#pragma unroll 1
         for (int group = GROUPS - 1; group >= 0; group--) {
-            const int slot = side ? GROUPS - 1 - group : group;
+            const int slot = place_of(group), previous = group > 0 ? group - 1 : 0;
             const i64 token = t + group * STEPS;
-            const i64 where = (row + token) * d_inner + channel;
-            if (group < GROUPS - 1) read_state(h, group);
+            const bool more = t > begin;
+            if (more) load_values(t - CHECKPOINT + (GROUPS - 1 - group) * STEPS);
 
             // Second sweep: states and decays of the group, and what follows from them alone.
-            float before[STEPS][OWN], decay[STEPS][OWN], steps[STEPS], slopes[STEPS], ds[STEPS];
+            float before[STEPS][OWN], decay[STEPS][OWN];
 #pragma unroll
             for (int k = 0; k < STEPS; k++) {
                 const int i = group * STEPS + k, at = slot * STEPS + k;
-                const bool pad = padding(i);
-                const float raw = to_float(shared.rows[DELTA][at][place.channel]) + bias;
-                float y;
-                steps[k] = step_size(raw, y);
-#if SOFTPLUS
-                slopes[k] = (raw >= 0.0f ? 1.0f : y) * reciprocal(1.0f + y);
-#else
-                slopes[k] = 1.0f;
-#endif
-                if (pad) steps[k] = slopes[k] = 0.0f;
                 if (starts(i)) restart(h);
                 const float input = to_float(shared.rows[U][at][place.channel]), write = steps[k] * input;
-                float up = to_float(shared.rows[DY][at][place.channel]);
-                if (pad) up = 0.0f;
-#if GATED
-                const float gate = to_float(shared.rows[Z][at][place.channel]), open = sigmoid(gate);
-                ds[k] = up * gate * open;
-                float s[4] = {};
-#else
-                ds[k] = up;
-#endif
-                float read[OWN], weight[OWN], product[OWN];
-                take(read, &shared.projections[side][i][0][place.part * OWN]);
-                take(weight, &shared.projections[side][i][1][place.part * OWN]);
+                float read[OWN], weight[OWN], product[OWN], s[4] = {};
+                take(read, &shared.projections[at][0][place.part * OWN]);
+                take(weight, &shared.projections[at][1][place.part * OWN]);
 #pragma unroll
                 for (int n = 0; n < OWN; n++) {
                     before[k][n] = h[n];
                     decay[k][n] = exp2_fast(steps[k] * rate[n]);
                     h[n] = fmaf(decay[k][n], h[n], write * read[n]);
-#if GATED
-                    s[n % 4] = fmaf(weight[n], h[n], s[n % 4]);
-#endif
+                    if (GATED) s[n % 4] = fmaf(weight[n], h[n], s[n % 4]);
                     product[n] = ds[k] * h[n];
                 }
                 float sums[4];
@@ -288,15 +369,13 @@ selective_scan_backward(const T* u, i64 u_batch, i64 u_time, const T* delta, i64
                 keep(shared.partial[1][k], sums);
 #if GATED
                 const float output = fmaf(skip, input, sum_lanes((s[0] + s[1]) + (s[2] + s[3])));
-                const float slope = up * output * fmaf(gate * open, 1.0f - open, open);
-                if (writes && i < count) dz[where + k * d_inner] = from_float<T>(slope);
+                if (place.part == 0) shared.rows[Z][at][place.channel] = from_float<T>(dgate[k] * output);
 #endif
             }
-            if (group == 0 && t > begin) {
+            if (group == 0 && more) {
                 copy_state(t - CHECKPOINT);
                 copy_async_commit();
             }
-            float* to = projections + ((blockIdx.x * i64(gridDim.y) + batch) * time + token) * 2 * STATES;
             __syncthreads();
             finish(shared.partial[1], to + STATES, count - group * STEPS);
 
@@ -306,8 +385,8 @@ selective_scan_backward(const T* u, i64 u_batch, i64 u_time, const T* delta, i64
                 const int i = group * STEPS + k, at = slot * STEPS + k;
                 const float input = to_float(shared.rows[U][at][place.channel]), write = steps[k] * input;
                 float read[OWN], weight[OWN], product[OWN];
-                take(read, &shared.projections[side][i][0][place.part * OWN]);
-                take(weight, &shared.projections[side][i][1][place.part * OWN]);
+                take(read, &shared.projections[at][0][place.part * OWN]);
+                take(weight, &shared.projections[at][1][place.part * OWN]);
                 float written[2] = {}, decayed[2] = {};
 #pragma unroll
                 for (int n = 0; n < OWN; n++) {
@@ -323,13 +402,12 @@ selective_scan_backward(const T* u, i64 u_batch, i64 u_time, const T* delta, i64
                 sum_quads(sums, product, pick);
                 keep(shared.partial[0][k], sums);
                 const float gb = sum_lanes(written[0] + written[1]), aw = sum_lanes(decayed[0] + decayed[1]);
-                const float input_slope = fmaf(skip, ds[k], steps[k] * gb);
-                const float step_slope = slopes[k] * fmaf(input, gb, LN2 * aw);
+                const float dinput = fmaf(skip, ds[k], steps[k] * gb), dstep = slopes[k] * fmaf(input, gb, LN2 * aw);
                 dd = fmaf(ds[k], input, dd);
-                dbias += step_slope;
-                if (writes && i < count) {
-                    du[where + k * d_inner] = from_float<T>(input_slope);
-                    ddelta[where + k * d_inner] = from_float<T>(step_slope);
+                dbias += dstep;
+                if (place.part == 0) {
+                    shared.rows[U][at][place.channel] = from_float<T>(dinput);
+                    shared.rows[DELTA][at][place.channel] = from_float<T>(dstep);
                 }
                 if (starts(i)) {
                     if (exists) {
@@ -341,13 +419,18 @@ selective_scan_backward(const T* u, i64 u_batch, i64 u_time, const T* delta, i64
 #pragma unroll
                     for (int n = 0; n < OWN; n++) g[n] = 0.0f;
                 }
+                // The group before this one; for nothing at the first group.
+                if (k == 1) read_state(h, previous);
+                prepare(k, previous);
             }
             __syncthreads();
             finish(shared.partial[0], to, count - group * STEPS);
+            write_group(token, count - group * STEPS, slot);
+            to -= STEPS * 2 * STATES;
             // These rows are free: the next tile's groups come in the order in which they are needed.
-            if (t > begin) {
+            if (more) {
                 copy_group(t - CHECKPOINT, GROUPS - 1 - group, slot);
-                if (group == GROUPS / 2) copy_projections(t - CHECKPOINT, side ^ 1);
+                put_values(slot);
             }
             copy_async_commit();
         }
@@ -401,12 +484,22 @@ selective_scan_local_backward(const T* delta, i64 delta_batch, i64 delta_time, c
         g[n] = 0.0f;
     }
     const float bias = exists && delta_bias ? delta_bias[channel] : 0.0f;
-    Rows<STREAMS - 1> from(d_inner);
-    from.set(0, delta, delta_batch, delta_time);
-    from.set(1, dy, dy_batch, dy_time);
-    if constexpr (GATED) from.set(STREAMS - 2, z, z_batch, z_time);
+    const Stream streams[3] = {{delta, delta_batch, delta_time}, {dy, dy_batch, dy_time},
+                               {GATED ? z : dy, GATED ? z_batch : dy_batch, GATED ? z_time : dy_time}};
+    const int channels = channels_there(d_inner);
     for (i64 t = begin + (end - begin - 1) / TILE * TILE; t >= begin; t -= TILE) {
-        from.template copy<TILE>(rows[0][0], TILE * CHANNELS, t, end);
+#pragma unroll
+        for (int i = 0; i < STREAMS - 1; i++)
+            for (int k = threadIdx.x; k < TILE * PIECES; k += THREADS) {
+                const int row = k / PIECES, piece = k % PIECES * WIDTH, left = channels - piece;
+                const int there = left < 0 || t + row >= end ? 0 : left > WIDTH ? WIDTH : left;
+                const T* data = there > 0 ? streams[i].data + (t + row) * streams[i].stride + piece : streams[i].data;
+                if (streams[i].vectors) {
+                    copy_async_16(&rows[i][row][piece], data, there * int(sizeof(T)));
+                } else {
+                    fill_piece(&rows[i][row][piece], data, there, from_float<T>(0.0f));
+                }
+            }
         copy_async_commit();
         for (int i = threadIdx.x; i < TILE * STATES; i += THREADS) {
             const i64 token = t + i / STATES;

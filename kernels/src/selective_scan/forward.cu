@@ -11,14 +11,18 @@
 // before every segment, and `selective_scan_forward` runs on all segments at once.
 #include "scan.cuh"
 
-/// Tokens of a tile.
+/// Tokens of a tile, and of a batch: those whose step sizes and gates are worked out together, while the batch before
+/// goes through the states.
 constexpr int TILE = 32 / int(sizeof(T));
+constexpr int BATCH = 4;
+/// One tile in use, one ready, one on its way.
+constexpr int TILES = 3;
 static_assert(CHECKPOINT % TILE == 0, "a checkpoint is at a tile's start");
 
 enum { U, DELTA, Z };
 
 template <int STREAMS> struct alignas(16) Tile {
-    T rows[STREAMS][TILE][CHANNELS];
+    T rows[STREAMS][TILE][CHANNELS]; // u is replaced by y, token after token
     float projections[TILE][2][STATES];
     u8 flags[TILE];
 };
@@ -28,13 +32,18 @@ struct Operands {
     i64 u_batch, u_time, delta_batch, delta_time, b_batch, b_time, c_batch, c_time, z_batch, z_time;
 };
 
+/// What a batch of tokens needs besides b and c.
+struct Batch {
+    float step[BATCH], input[BATCH], gate[BATCH];
+};
+
 /// One segment of one block. `LOCAL` is the first pass over segments.
 template <bool LOCAL>
 DEVICE void scan(const Operands& x, const float* a, const float* delta_bias, const float* d, const float* start,
                  const float* reset_state, i64 reset_batch, const u8* resets, const u8* valid, T* y, float* last,
                  float* checkpoints, float* delta_sum, i64 time, i64 d_inner, i64 segment) {
     constexpr int STREAMS = GATED && !LOCAL ? 3 : 2;
-    __shared__ __align__(16) Tile<STREAMS> tiles[2];
+    __shared__ Tile<STREAMS> tiles[TILES];
     const Place place;
     const i64 batch = blockIdx.y, channel = i64(blockIdx.x) * CHANNELS + place.channel;
     const bool exists = channel < d_inner;
@@ -51,86 +60,168 @@ DEVICE void scan(const Operands& x, const float* a, const float* delta_bias, con
     const float skip = exists && d ? d[channel] : 0.0f;
     float sum = 0.0f;
 
-    Rows<STREAMS> rows(d_inner);
-    rows.set(U, x.u, x.u_batch, x.u_time);
-    rows.set(DELTA, x.delta, x.delta_batch, x.delta_time);
-    if constexpr (STREAMS == 3) rows.set(Z, x.z, x.z_batch, x.z_time);
-    const T *b = x.b + batch * x.b_batch, *c = x.c + batch * x.c_batch;
-    Projections<TILE> projections;
-
+    // A thread brings the same pieces of every tile, and takes the same pieces of y away.
+    constexpr int OF_STREAM = TILE * PIECES;
+    constexpr int EACH = (OF_STREAM + THREADS - 1) / THREADS;
+    constexpr int APART = THREADS / PIECES; // rows from a thread's piece to its next one
+    const int row = threadIdx.x / PIECES, piece = threadIdx.x % PIECES * WIDTH;
+    const int channels = channels_there(d_inner);
+    int there = channels - piece;
+    there = OF_STREAM < THREADS && int(threadIdx.x) >= OF_STREAM ? -1 : there < 0 ? 0 : there > WIDTH ? WIDTH : there;
+    Stream streams[STREAMS] = {{x.u, x.u_batch, x.u_time}, {x.delta, x.delta_batch, x.delta_time}};
+    if constexpr (STREAMS == 3) streams[2] = {x.z, x.z_batch, x.z_time};
+    bool vectors = true;
+#pragma unroll
+    for (int i = 0; i < STREAMS; i++) {
+        vectors = vectors && streams[i].vectors;
+        streams[i].data += (begin + row) * streams[i].stride + piece;
+    }
+    // Advances by a tile.
     auto copy = [&](Tile<STREAMS>& tile, i64 t) {
-        rows.template copy<TILE>(&tile.rows[0][0][0], TILE * CHANNELS, t, end);
+        if (there >= 0) {
+            if (vectors && t + TILE <= end) {
+#pragma unroll
+                for (int i = 0; i < STREAMS; i++)
+#pragma unroll
+                    for (int k = 0; k < EACH; k++)
+                        copy_async_16(&tile.rows[i][row + k * APART][piece], streams[i].data + k * APART * streams[i].stride,
+                                      there * int(sizeof(T)));
+            } else {
+#pragma unroll
+                for (int i = 0; i < STREAMS; i++)
+#pragma unroll 1
+                    for (int k = 0; k < EACH; k++)
+                        fill_piece(&tile.rows[i][row + k * APART][piece], streams[i].data + k * APART * streams[i].stride,
+                                   t + row + k * APART < end ? there : 0, i == DELTA ? no_step() : from_float<T>(0.0f));
+            }
+#pragma unroll
+            for (int i = 0; i < STREAMS; i++) streams[i].data += TILE * streams[i].stride;
+        }
         copy_async_commit();
 #if MASKS
         if (threadIdx.x < TILE) tile.flags[threadIdx.x] = flags_of(resets, valid, batch * time, t + threadIdx.x, end);
 #endif
     };
 
-    copy(tiles[0], begin);
-    projections.load(b, x.b_time, c, x.c_time, begin, end);
-    projections.put(&tiles[0].projections[0][0][0]);
-    T* out = y + (batch * time + begin) * d_inner + channel;
-    for (i64 t = begin; t < end; t += TILE) {
-        Tile<STREAMS>& tile = tiles[(t - begin) / TILE % 2];
-        Tile<STREAMS>& next = tiles[((t - begin) / TILE + 1) % 2];
-        const bool more = t + TILE < end;
-        copy_async_wait<0>();
-        __syncthreads();
-        if (more) {
-            copy(next, t + TILE);
-            projections.load(b, x.b_time, c, x.c_time, t + TILE, end);
+    // Likewise for b and c, of any alignment: loaded to registers, later put as floats.
+    constexpr int VALUES = TILE * 2 * STATES / THREADS, ROWS_APART = THREADS / (2 * STATES);
+    static_assert(VALUES * THREADS == TILE * 2 * STATES && ROWS_APART > 0, "a thread has whole columns");
+    const int column = threadIdx.x % (2 * STATES), value_row = threadIdx.x / (2 * STATES);
+    const i64 value_stride = column < STATES ? x.b_time : x.c_time;
+    const T* value = (column < STATES ? x.b + batch * x.b_batch + column : x.c + batch * x.c_batch + column - STATES) +
+                     (begin + value_row) * value_stride;
+    T values[VALUES];
+    auto load_values = [&](i64 t) {
+#pragma unroll
+        for (int k = 0; k < VALUES; k++)
+            values[k] = t + value_row + k * ROWS_APART < end ? value[k * ROWS_APART * value_stride] : from_float<T>(0.0f);
+        value += TILE * value_stride;
+    };
+    auto put_values = [&](Tile<STREAMS>& tile) {
+#pragma unroll
+        for (int k = 0; k < VALUES; k++) (&tile.projections[0][0][0])[threadIdx.x + k * THREADS] = to_float(values[k]);
+    };
+
+    // The steps and gates of the batch from row `i` of a tile on, which is token `t`.
+    auto prepare = [&](Batch& to, const Tile<STREAMS>& tile, int i, i64 t) {
+#pragma unroll
+        for (int k = 0; k < BATCH; k++) {
+            float unused;
+            to.step[k] = step_size(to_float(tile.rows[DELTA][i + k][place.channel]) + bias, unused);
+            to.input[k] = to_float(tile.rows[U][i + k][place.channel]);
+            if (CHECKED && (MASKS ? tile.flags[i + k] == PADDING : t + k >= end)) to.step[k] = to.input[k] = 0.0f;
+            if constexpr (STREAMS == 3) {
+                const float z = to_float(tile.rows[Z][i + k][place.channel]);
+                to.gate[k] = z * sigmoid(z);
+            }
         }
+    };
+    T* out = y + (batch * time + begin + row) * d_inner + i64(blockIdx.x) * CHANNELS + piece;
+    const bool whole = (u64(y) | u64(d_inner * sizeof(T))) % 16 == 0;
+    // Writes the y of the tile of token `t`; advances by a tile.
+    auto write = [&](const Tile<STREAMS>& tile, i64 t) {
+        if constexpr (!LOCAL) {
+#pragma unroll
+            for (int k = 0; k < EACH; k++)
+                if (there > 0 && t + row + k * APART < end)
+                    write_piece(out + k * APART * d_inner, &tile.rows[U][row + k * APART][piece], there, whole);
+            out += TILE * d_inner;
+        }
+    };
+
+    copy(tiles[0], begin);
+    load_values(begin);
+    put_values(tiles[0]);
+    copy(tiles[1], begin + TILE);
+    load_values(begin + TILE);
+    copy_async_wait<1>();
+    __syncthreads();
+    Batch current, next;
+    prepare(current, tiles[0], 0, begin);
+    int now = 0; // which tile is in use
+    for (i64 t = begin; t < end; t += TILE) {
+        Tile<STREAMS>& tile = tiles[now];
+        Tile<STREAMS>& later = tiles[now == TILES - 1 ? 0 : now + 1];
+        Tile<STREAMS>& free = tiles[now == 0 ? TILES - 1 : now - 1];
         if (!LOCAL && checkpoints && t % CHECKPOINT == 0 && exists) {
             const i64 kept = (time + CHECKPOINT - 1) / CHECKPOINT;
             float* to = checkpoints + ((batch * kept + t / CHECKPOINT) * STATES + place.part * OWN) * d_inner + channel;
 #pragma unroll
             for (int n = 0; n < OWN; n++) to[n * d_inner] = h[n];
         }
-        const int steps = more ? TILE : int(end - t);
-#pragma unroll 4
-        for (int i = 0; i < steps; i++) {
-            float unused;
-            float step = step_size(to_float(tile.rows[DELTA][i][place.channel]) + bias, unused);
-            const float input = to_float(tile.rows[U][i][place.channel]);
+#pragma unroll 1
+        for (int i = 0; i < TILE; i += BATCH) {
+            const bool turn = i == TILE - BATCH;
+            if (turn) {
+                // The next tile has to be there for its first batch, and the one before this is done with.
+                put_values(later);
+                copy_async_wait<0>();
+                __syncthreads();
+                if (t > begin) write(free, t - TILE);
+                copy(free, t + 2 * TILE);
+                load_values(t + 2 * TILE);
+            }
+            prepare(next, turn ? later : tile, turn ? 0 : i + BATCH, t + i + BATCH);
+#pragma unroll
+            for (int k = 0; k < BATCH; k++) {
 #if MASKS
-            const u8 flags = tile.flags[i];
-            if (flags == PADDING) step = 0.0f;
-            if (flags == RESET) {
+                const u8 flags = tile.flags[i + k];
+                if (flags == RESET) {
 #pragma unroll
-                for (int n = 0; n < OWN; n++) h[n] = exists ? reset_state[batch * reset_batch + state + n] : 0.0f;
-                sum = __int_as_float(0x7fffffff); // no longer a number: nothing of the start is left
-            }
+                    for (int n = 0; n < OWN; n++) h[n] = exists ? reset_state[batch * reset_batch + state + n] : 0.0f;
+                    sum = __int_as_float(0x7fffffff); // no longer a number: nothing of the start is left
+                }
 #endif
-            const float write = step * input;
-            float read[OWN];
-            take(read, &tile.projections[i][0][place.part * OWN]);
-            if (LOCAL) {
-                sum += step;
+                const float step = current.step[k], written = step * current.input[k];
+                float read[OWN];
+                take(read, &tile.projections[i + k][0][place.part * OWN]);
+                if (LOCAL) {
+                    sum += step;
 #pragma unroll
-                for (int n = 0; n < OWN; n++) h[n] = fmaf(exp2_fast(step * rate[n]), h[n], write * read[n]);
-                continue;
-            }
-            float weight[OWN], sums[4] = {};
-            take(weight, &tile.projections[i][1][place.part * OWN]);
+                    for (int n = 0; n < OWN; n++) h[n] = fmaf(exp2_fast(step * rate[n]), h[n], written * read[n]);
+                    continue;
+                }
+                float weight[OWN], sums[4] = {};
+                take(weight, &tile.projections[i + k][1][place.part * OWN]);
 #pragma unroll
-            for (int n = 0; n < OWN; n++) {
-                h[n] = fmaf(exp2_fast(step * rate[n]), h[n], write * read[n]);
-                sums[n % 4] = fmaf(h[n], weight[n], sums[n % 4]);
-            }
-            float result = sum_lanes((sums[0] + sums[1]) + (sums[2] + sums[3]));
-            result = fmaf(skip, input, result);
-            if constexpr (STREAMS == 3) {
-                const float gate = to_float(tile.rows[Z][i][place.channel]);
-                result *= gate * sigmoid(gate);
-            }
+                for (int n = 0; n < OWN; n++) {
+                    h[n] = fmaf(exp2_fast(step * rate[n]), h[n], written * read[n]);
+                    sums[n % 4] = fmaf(h[n], weight[n], sums[n % 4]);
+                }
+                float result = sum_lanes((sums[0] + sums[1]) + (sums[2] + sums[3]));
+                result = fmaf(skip, current.input[k], result);
+                if constexpr (STREAMS == 3) result *= current.gate[k];
 #if MASKS
-            if (flags == PADDING) result = 0.0f;
+                if (flags == PADDING) result = 0.0f;
 #endif
-            if (exists && place.part == 0) *out = from_float<T>(result);
-            out += d_inner;
+                if (place.part == 0) tile.rows[U][i + k][place.channel] = from_float<T>(result);
+            }
+            current = next;
         }
-        if (more) projections.put(&next.projections[0][0][0]);
+        now = now == TILES - 1 ? 0 : now + 1;
     }
+    __syncthreads();
+    write(tiles[now == 0 ? TILES - 1 : now - 1], begin + (end - begin - 1) / TILE * TILE);
     if (!exists) return;
     if (LOCAL) {
         const i64 at = batch * gridDim.z + blockIdx.z;

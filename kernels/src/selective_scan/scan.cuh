@@ -41,81 +41,51 @@ DEVICE float sum_lanes(float x) {
     return x;
 }
 
-/// Some operands `[batch, time, d_inner]`, channels contiguous, seen from one batch row and the block's first channel on.
-template <int STREAMS> struct Rows {
-    const T* data[STREAMS];
-    i64 stride[STREAMS]; // from a token to the next, in elements
-    int channels;        // how many of the block's channels exist
-    bool vectors;        // whether every row starts at a multiple of 16 bytes
+/// A piece is 16 bytes of a row.
+constexpr int WIDTH = 16 / int(sizeof(T));
+constexpr int PIECES = CHANNELS / WIDTH;
 
-    DEVICE explicit Rows(i64 d_inner) {
-        const i64 left = d_inner - i64(blockIdx.x) * CHANNELS;
-        channels = int(left < CHANNELS ? left : CHANNELS);
-        vectors = true;
+/// An operand `[batch, time, d_inner]`, channels contiguous, from one batch row and the block's first channel on.
+struct Stream {
+    const T* data;
+    i64 stride; // from a token to the next, in elements
+    bool vectors; // whether every row starts at a multiple of 16 bytes
+
+    DEVICE Stream() {}
+    DEVICE Stream(const T* base, i64 batch_stride, i64 time_stride) {
+        data = base + blockIdx.y * batch_stride + i64(blockIdx.x) * CHANNELS;
+        stride = time_stride;
+        vectors = (u64(base) | u64(batch_stride * sizeof(T)) | u64(time_stride * sizeof(T))) % 16 == 0;
     }
+};
 
-    DEVICE void set(int i, const T* base, i64 batch_stride, i64 time_stride) {
-        data[i] = base + blockIdx.y * batch_stride + i64(blockIdx.x) * CHANNELS;
-        stride[i] = time_stride;
-        vectors = vectors && (u64(base) | u64(batch_stride * sizeof(T)) | u64(time_stride * sizeof(T))) % 16 == 0;
-    }
+/// How many of a block's channels exist.
+DEVICE int channels_there(i64 d_inner) {
+    const i64 left = d_inner - i64(blockIdx.x) * CHANNELS;
+    return int(left < CHANNELS ? left : CHANNELS);
+}
 
-    /// Begins to copy `COUNT` tokens from `t` on, with zeros from token `end` on. Stream i goes to
-    /// `to + i * distance`, `[COUNT][CHANNELS]`.
-    template <int COUNT> DEVICE void copy(T* to, int distance, i64 t, i64 end) const {
-        constexpr int WIDTH = 16 / sizeof(T);
-        constexpr int PIECES = CHANNELS / WIDTH;
-        constexpr int OF_STREAM = COUNT * PIECES;
-        const int rows = end - t < COUNT ? int(end - t) : COUNT;
-#pragma unroll
-        for (int k = 0; k < (STREAMS * OF_STREAM + THREADS - 1) / THREADS; k++) {
-            const int i = k * THREADS + int(threadIdx.x);
-            if (STREAMS * OF_STREAM % THREADS != 0 && i >= STREAMS * OF_STREAM) break;
-            int stream = k * THREADS / OF_STREAM;
-            const T* from = data[stream];
-            i64 step = stride[stream];
-#pragma unroll
-            for (int j = 0; j < STREAMS; j++) // those that this round can reach
-                if (j > k * THREADS / OF_STREAM && j * OF_STREAM < (k + 1) * THREADS && i >= j * OF_STREAM) {
-                    stream = j;
-                    from = data[j];
-                    step = stride[j];
-                }
-            const int row = i % OF_STREAM / PIECES, channel = i % PIECES * WIDTH;
-            int there = row < rows ? channels - channel : 0;
-            there = there < 0 ? 0 : there > WIDTH ? WIDTH : there;
-            T* target = to + stream * distance + row * CHANNELS + channel;
-            if (there > 0) from += (t + row) * step + channel;
-            if (vectors) {
-                copy_async_16(target, from, there * int(sizeof(T)));
-            } else {
+/// Puts `there` elements into a piece of shared memory and `other` into the rest, one by one: for what is not aligned, and
+/// for the ends of rows and of time.
+DEVICE void fill_piece(T* to, const T* from, int there, T other) {
 #pragma unroll 1
-                for (int j = 0; j < WIDTH; j++) target[j] = j < there ? from[j] : from_float<T>(0.0f);
-            }
-        }
-    }
-};
+    for (int j = 0; j < WIDTH; j++) to[j] = j < there ? from[j] : other;
+}
 
-/// The tokens' b and c, of any alignment, for `COUNT` tokens: loaded to registers, later put as floats into
-/// `[COUNT][2][STATES]`.
-template <int COUNT> struct Projections {
-    static constexpr int EACH = COUNT * 2 * STATES / THREADS;
-    T held[EACH];
-
-    DEVICE void load(const T* b, i64 b_stride, const T* c, i64 c_stride, i64 t, i64 end) {
-#pragma unroll
-        for (int k = 0; k < EACH; k++) {
-            const int i = threadIdx.x + k * THREADS, row = i / (2 * STATES), column = i % (2 * STATES);
-            const T* from = column < STATES ? b + (t + row) * b_stride + column : c + (t + row) * c_stride + column - STATES;
-            held[k] = t + row < end ? *from : from_float<T>(0.0f);
-        }
+/// Takes the first `there` elements of a piece out of shared memory.
+DEVICE void write_piece(T* to, const T* from, int there, bool vectors) {
+    if (vectors && there >= WIDTH) {
+        *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(from);
+    } else {
+#pragma unroll 1
+        for (int j = 0; j < there; j++) to[j] = from[j];
     }
+}
 
-    DEVICE void put(float* to) const {
-#pragma unroll
-        for (int k = 0; k < EACH; k++) to[threadIdx.x + k * THREADS] = to_float(held[k]);
-    }
-};
+/// The raw step size of tokens that do not exist. With softplus it makes the step 0 by itself; without, and where tokens
+/// are masked, the step is set to 0 (`CHECKED`).
+constexpr bool CHECKED = MASKS || !SOFTPLUS;
+DEVICE T no_step() { return from_float<T>(SOFTPLUS ? __int_as_float(0xff800000) : 0.0f); }
 
 /// OWN floats from shared memory, the same for all lanes of a part.
 DEVICE void take(float (&to)[OWN], const float* from) {
