@@ -19,20 +19,21 @@ program!(BACKWARD = "causal_conv1d/backward.cu", headers: &[&COMMON, &CONV], var
 
 /// Each dtype, switch and kind of width at least once.
 const VARIANTS: &[&[Define]] = &[
-    &variant("bf16", 4, [1, 0]),
-    &variant("bf16", 4, [1, 1]),
-    &variant("bf16", 8, [0, 1]),
-    &variant("float", 4, [1, 1]),
-    &variant("float", 1, [0, 1]),
-    &variant("float", 2, [0, 0]),
+    &variant("bf16", 4, [1, 0, 1]),
+    &variant("bf16", 4, [1, 1, 1]),
+    &variant("bf16", 8, [0, 1, 0]),
+    &variant("float", 4, [1, 1, 1]),
+    &variant("float", 1, [0, 1, 0]),
+    &variant("float", 2, [0, 0, 1]),
 ];
 
-const fn variant(element: &'static str, width: i64, [silu, masks]: [i64; 2]) -> [Define; 4] {
+const fn variant(element: &'static str, width: i64, [silu, masks, whole]: [i64; 3]) -> [Define; 5] {
     [
         ("ELEMENT", Value::Text(element)),
         ("WIDTH", Value::Int(width)),
         ("SILU", Value::Int(silu)),
         ("MASKS", Value::Int(masks)),
+        ("WHOLE", Value::Int(whole)),
     ]
 }
 
@@ -53,12 +54,12 @@ const ROWS: i64 = 65_535;
 pub(super) fn causal_conv1d(args: &CausalConv1d<'_>) -> Result<Option<(Tensor, Tensor)>> {
     let given = Given::of(args);
     let graph = is_grad_enabled() && Given::list(args).iter().any(|x| x.requires_grad());
-    let Some(kernels) = cuda::or_definition("causal_conv1d", Kernels::find(args, graph))? else {
-        return Ok(None);
-    };
-    let float = |x: &Tensor| x.to_kind(Kind::Float).contiguous();
-    let x = args.x.to_kind(kernels.element);
+    let element = if args.x.kind() == Kind::BFloat16 { Kind::BFloat16 } else { Kind::Float };
+    let x = args.x.to_kind(element);
     let x = if x.stride()[2] == 1 { x } else { x.contiguous() };
+    let found = Kernels::find(args, element, is_whole(&x), graph);
+    let Some(kernels) = cuda::or_definition("causal_conv1d", found)? else { return Ok(None) };
+    let float = |x: &Tensor| x.to_kind(Kind::Float).contiguous();
     let (weight, tail) = (float(args.weight), float(args.tail));
     let [bias, reset_tail] = [args.bias, args.reset_tail].map(|x| x.map(float));
     let [resets, lengths] = [args.resets, args.lengths].map(|x| x.map(Tensor::contiguous));
@@ -82,28 +83,29 @@ pub(super) fn causal_conv1d(args: &CausalConv1d<'_>) -> Result<Option<(Tensor, T
 #[derive(Clone, Copy)]
 struct Kernels {
     element: Kind,
+    /// Whether four channels are read at once.
+    whole: bool,
     forward: &'static Loaded,
     /// Only where gradients may be asked for.
     backward: Option<(&'static Loaded, Sums)>,
 }
 
 impl Kernels {
-    fn find(args: &CausalConv1d<'_>, graph: bool) -> Result<Self, Unavailable> {
-        let (element, name) = match args.x.kind() {
-            Kind::Double => return Err("causal_conv1d has no CUDA kernel for float64".into()),
-            Kind::BFloat16 => (Kind::BFloat16, "bf16"),
-            _ => (Kind::Float, "float"),
-        };
+    fn find(args: &CausalConv1d<'_>, element: Kind, whole: bool, graph: bool) -> Result<Self, Unavailable> {
+        if args.x.kind() == Kind::Double {
+            return Err("causal_conv1d has no CUDA kernel for float64".into());
+        }
         if args.x.size()[0] > ROWS {
             return Err(format!("causal_conv1d has no CUDA kernel for more than {ROWS} rows").into());
         }
         let device = args.x.device();
         let masks = args.resets.is_some() || args.lengths.is_some();
-        let defines = variant(name, args.weight.size()[1], [args.silu, masks].map(i64::from));
+        let name = if element == Kind::BFloat16 { "bf16" } else { "float" };
+        let defines = variant(name, args.weight.size()[1], [args.silu, masks, whole].map(i64::from));
         let backward = graph
             .then(|| Ok::<_, Unavailable>((BACKWARD.on(device, &defines)?, Sums::on(device)?)))
             .transpose()?;
-        Ok(Self { element, forward: FORWARD.on(device, &defines)?, backward })
+        Ok(Self { element, whole, forward: FORWARD.on(device, &defines)?, backward })
     }
 }
 
@@ -144,6 +146,14 @@ fn sizes(args: &CausalConv1d<'_>) -> [i64; 4] {
 fn shape(grid: [i64; 3]) -> Result<Shape> {
     let [x, y, z] = grid.map(|count| blocks(count, 1));
     Ok(Shape { grid: [x?, y?, z?], block: [THREADS as u32, 1, 1], shared: 0 })
+}
+
+/// Whether four channels of a row can be read at once, everywhere.
+fn is_whole(x: &Tensor) -> bool {
+    let bytes = 4 * x.kind().elt_size_in_bytes();
+    let strides = x.stride();
+    let steps = [x.size()[2], strides[0], strides[1]];
+    steps.iter().all(|step| step % 4 == 0) && x.data_ptr().addr().is_multiple_of(bytes)
 }
 
 fn ceil(count: i64, size: i64) -> i64 {
@@ -193,8 +203,13 @@ fn backward(
         kernels.backward.ok_or_else(|| Error::other("causal_conv1d: no backward was loaded"))?;
     let float = (Kind::Float, args.x.device());
     let dy = match dy {
-        Some(dy) if dy.stride()[2] == 1 => dy.shallow_clone(),
-        Some(dy) => dy.contiguous(),
+        Some(dy) if dy.stride()[2] == 1 && (!kernels.whole || is_whole(dy)) => dy.shallow_clone(),
+        Some(dy) => {
+            // Fresh memory begins where a vector may.
+            let mut fresh = Tensor::empty([batch, time, d], (element, args.x.device()));
+            fresh.copy_(dy);
+            fresh
+        }
         None => Tensor::zeros([batch, time, d], (element, args.x.device())),
     };
     let dnew_tail = dnew_tail.map(Tensor::contiguous);

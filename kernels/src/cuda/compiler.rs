@@ -115,6 +115,8 @@ fn options(program: &Program, defines: &[Define], architecture: i32) -> Vec<Stri
         "--std=c++17".to_owned(),
         // Profilers and compute-sanitizer name the line.
         "--generate-line-info".to_owned(),
+        // A variable that is never used: one that another variant uses.
+        "--diag-suppress=177".to_owned(),
     ];
     options.extend(program.options.iter().map(|option| (*option).to_owned()));
     options.extend(defines.iter().map(|(name, value)| format!("-D{name}={value}")));
