@@ -11,7 +11,7 @@ use crate::{
     error::TrainError,
     run_dir::{Existing, RunDir},
     telemetry::{Console, MetricRecord, MetricsFile},
-    trainer::TrainerConfig,
+    trainer::{KernelPolicy, TrainerConfig},
 };
 
 /// What the command line says about a run.
@@ -228,7 +228,7 @@ impl Run {
     }
 }
 
-/// Sets threads and determinism, which are the process', and finds the device.
+/// Sets threads, determinism and the choice of kernels, which are the process', and finds the device.
 fn set_up(trainer: &TrainerConfig) -> Result<Device, TrainError> {
     let device = trainer.device.resolve()?;
     if trainer.deterministic && matches!(device, Device::Cuda(_)) {
@@ -245,6 +245,12 @@ fn set_up(trainer: &TrainerConfig) -> Result<Device, TrainError> {
         torch_bridge::device::set_backend_determinism(trainer.deterministic, trainer.deterministic, false)
     };
     set().map_err(TrainError::Setup)?;
+    kernels::policy::set(trainer.kernels.into());
+    if trainer.kernels == KernelPolicy::Require && matches!(device, Device::Cuda(_)) {
+        kernels::cuda::ready(device).map_err(|missing| {
+            TrainError::Setup(torch_bridge::Error::other(format!("trainer.kernels is `require`: {missing}")))
+        })?;
+    }
     Ok(device)
 }
 

@@ -28,6 +28,10 @@ pub struct TrainerConfig {
     /// Refuse kernels that give other bits from run to run.
     #[default(true)]
     pub deterministic: bool,
+    /// `auto` (slow plain operations replace a GPU kernel that cannot be had, with a warning); `require` (an error
+    /// instead); `reference` (plain operations on every device, to see whether a kernel is to blame).
+    #[default(KernelPolicy::Auto)]
+    pub kernels: KernelPolicy,
     /// When checkpoints are written and which are kept.
     #[default(CheckpointConfig { every_steps: 500, keep_last: 2, keep_best: 1 })]
     pub checkpoint: CheckpointConfig,
@@ -116,6 +120,27 @@ impl Precision {
     /// must end before the weights change.
     pub fn autocast(self, device: Device) -> Autocast {
         Autocast::new(device, Kind::BFloat16, self == Self::Bfloat16)
+    }
+}
+
+/// Which implementation an operation takes where it has several.
+#[component_config]
+pub enum KernelPolicy {
+    /// The fastest of the device; the definition, with a warning, in place of a GPU kernel that cannot be had.
+    Auto,
+    /// As `auto`, but a GPU kernel that cannot be had is an error.
+    Require,
+    /// The definition, on every device.
+    Reference,
+}
+
+impl From<KernelPolicy> for kernels::policy::Policy {
+    fn from(policy: KernelPolicy) -> Self {
+        match policy {
+            KernelPolicy::Auto => Self::Auto,
+            KernelPolicy::Require => Self::Require,
+            KernelPolicy::Reference => Self::Reference,
+        }
     }
 }
 
@@ -257,6 +282,9 @@ mod tests {
         let config: TrainerConfig = serde_json::from_str("{}").unwrap();
         assert_eq!((config.checkpoint.every_steps, config.log.every_steps), (500, 10));
         assert!(config.deterministic && config.device == DeviceChoice::Auto);
+        assert_eq!(config.kernels, KernelPolicy::Auto);
         assert!(serde_json::from_str::<TrainerConfig>(r#"{"devise": "cpu"}"#).is_err());
+        let config: TrainerConfig = serde_json::from_str(r#"{"kernels": "require"}"#).unwrap();
+        assert_eq!(kernels::policy::Policy::from(config.kernels), kernels::policy::Policy::Require);
     }
 }
