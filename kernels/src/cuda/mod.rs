@@ -52,3 +52,23 @@ pub(crate) fn or_definition<T>(operation: &str, found: Result<T, Unavailable>) -
     }
     Ok(None)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_policy_decides_what_replaces_a_kernel() {
+        let missing = || Err::<(), _>(Unavailable::from("no NVRTC"));
+        assert_eq!(policy::get(), Policy::Auto);
+        assert_eq!(or_definition("scan", Ok(3)).unwrap(), Some(3));
+        assert_eq!(or_definition("scan", missing()).unwrap(), None);
+        policy::set(Policy::Require);
+        let refused = or_definition("scan", missing()).unwrap_err().to_string();
+        policy::set(Policy::Reference);
+        let fast = policy::fast();
+        policy::set(Policy::Auto);
+        assert_eq!(refused, "scan: kernels are required and there is none: no NVRTC");
+        assert!(!fast && policy::fast());
+    }
+}

@@ -12,6 +12,7 @@ use tch::{Device, Tensor};
 use torch_bridge::Result;
 
 use crate::operands::Operands;
+use crate::policy;
 
 /// What an sLSTM carries from token to token, each `[batch or 1, heads, head_dim]`.
 #[derive(Debug)]
@@ -65,7 +66,7 @@ pub struct Slstm<'a> {
 /// A shape, dtype or device that does not fit, or `resets` without `reset_state`.
 pub fn slstm(args: &Slstm<'_>) -> Result<(Tensor, SlstmState)> {
     check(args)?;
-    if args.gates.device() == Device::Cpu && args.gates.numel() > 0 {
+    if args.gates.device() == Device::Cpu && args.gates.numel() > 0 && policy::fast() {
         return cpu::slstm(args);
     }
     reference::slstm(args)

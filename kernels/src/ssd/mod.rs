@@ -12,6 +12,7 @@ use tch::{Kind, Tensor};
 use torch_bridge::{Result, guards::Autocast};
 
 use crate::operands::Operands;
+use crate::policy;
 
 /// Up to so many tokens, going step by step is faster than a chunk's matrices.
 const STEPS: i64 = 2;
@@ -56,7 +57,8 @@ pub struct Ssd<'a> {
 /// # Errors
 /// A shape, dtype or device that does not fit, groups that do not divide the heads, or `resets` without `reset_state`.
 pub fn ssd(args: &Ssd<'_>) -> Result<(Tensor, Tensor)> {
-    if args.x.size().get(1).is_some_and(|&time| time > STEPS) { chunked(args) } else { reference(args) }
+    let long = args.x.size().get(1).is_some_and(|&time| time > STEPS);
+    if long && policy::fast() { chunked(args) } else { reference(args) }
 }
 
 /// The definition that [`chunked`] is tested against: plain tensor operations, token by token.
