@@ -18,34 +18,28 @@ const ELEMENTS: [Define; 2] = [("ELEMENT", Value::Text("bf16")), ("ELEMENT", Val
 
 /// Each dtype, number of states and switch at least once.
 const VARIANTS: &[&[Define]] = &[
-    &variant(0, 16, 1, 32, [1, 1, 0]),
-    &variant(0, 16, 1, 32, [1, 1, 1]),
-    &variant(0, 8, 1, 32, [0, 1, 1]),
-    &variant(0, 64, 4, 16, [1, 0, 0]),
-    &variant(1, 16, 1, 16, [1, 1, 1]),
-    &variant(1, 32, 2, 32, [0, 0, 0]),
+    &variant(0, 16, 1, [1, 1, 0]),
+    &variant(0, 16, 1, [1, 1, 1]),
+    &variant(0, 8, 1, [0, 1, 1]),
+    &variant(0, 64, 4, [1, 0, 0]),
+    &variant(1, 16, 1, [1, 1, 1]),
+    &variant(1, 32, 2, [0, 0, 0]),
 ];
 
-const fn variant(
-    element: usize,
-    states: i64,
-    lanes: i64,
-    checkpoint: i64,
-    [gated, softplus, masks]: [i64; 3],
-) -> [Define; 7] {
+const fn variant(element: usize, states: i64, lanes: i64, [gated, softplus, masks]: [i64; 3]) -> [Define; 7] {
     [
         ELEMENTS[element],
         ("STATES", Value::Int(states)),
         ("LANES", Value::Int(lanes)),
-        ("CHECKPOINT", Value::Int(checkpoint)),
+        ("CHECKPOINT", Value::Int(CHECKPOINT)),
         ("GATED", Value::Int(gated)),
         ("SOFTPLUS", Value::Int(softplus)),
         ("MASKS", Value::Int(masks)),
     ]
 }
 
-/// Tokens from one kept state to the next, the best first: with fewer, the backward needs less shared memory.
-const CHECKPOINTS: [i64; 2] = [32, 16];
+/// Tokens from one kept state to the next. (With 32 the backward has room for fewer blocks and takes a third longer.)
+pub(super) const CHECKPOINT: i64 = 16;
 /// Threads of a block of the scan.
 const THREADS: i64 = 128;
 /// Of a block of the others.
@@ -54,6 +48,8 @@ const SMALL: i64 = 256;
 const ROWS: i64 = 65_535;
 /// A segment has at least so many tokens; fewer, and joining the segments costs more than they save.
 const SEGMENT: i64 = 256;
+/// Blocks of the scan that a multiprocessor has room for.
+const BLOCKS: i64 = 2;
 
 /// The kernels of one call, loaded, and how they are to be launched.
 #[derive(Clone, Copy)]
@@ -61,8 +57,6 @@ pub(super) struct Kernels {
     pub(super) element: Kind,
     /// `d_state` as the kernels have it.
     pub(super) states: i64,
-    /// Tokens from one kept state to the next.
-    pub(super) checkpoint: i64,
     pub(super) forward: Pass,
     /// Only where gradients may be asked for.
     pub(super) backward: Option<Pass>,
@@ -94,33 +88,22 @@ impl Kernels {
         let narrow = [Some(args.u), Some(args.delta), args.z].into_iter().flatten();
         let element = usize::from(!narrow.map(Tensor::kind).all(|kind| kind == Kind::BFloat16));
         let switches = [args.z.is_some(), args.delta_softplus, args.resets.is_some() || args.valid.is_some()];
-        let load = |program: &'static cuda::Program, lanes, checkpoint| {
-            let defines = variant(element, states, lanes, checkpoint, switches.map(i64::from));
+        let load = |program: &'static cuda::Program, lanes| {
+            let defines = variant(element, states, lanes, switches.map(i64::from));
             program.on(device, &defines).map(|loaded| Pass { loaded, lanes })
         };
         // A thread has 8 or 16 states.
         let lanes = (states / 16).max(1);
-        let mut checkpoint = CHECKPOINTS[0];
-        let mut backward = None;
-        if graph {
-            for candidate in CHECKPOINTS {
-                let pass = load(&BACKWARD, lanes, candidate)?;
-                if fits(pass.loaded)? {
-                    (checkpoint, backward) = (candidate, Some(pass));
-                    break;
-                }
-            }
-            if backward.is_none() {
-                return Err(
-                    "the backward of selective_scan needs more shared memory than this card has".into()
-                );
-            }
+        let backward = graph.then(|| load(&BACKWARD, lanes)).transpose()?;
+        if backward.is_some_and(|pass| {
+            shared_bytes(pass.loaded).is_ok_and(|bytes| bytes > pass.loaded.shared_bytes())
+        }) {
+            return Err("the backward of selective_scan needs more shared memory than this card has".into());
         }
         Ok(Self {
             element: [Kind::BFloat16, Kind::Float][element],
             states,
-            checkpoint,
-            forward: load(&FORWARD, lanes, checkpoint)?,
+            forward: load(&FORWARD, lanes)?,
             backward,
             combine: COMBINE.on(device, &[ELEMENTS[element]])?,
             sums: Sums::on(device)?,
@@ -128,13 +111,7 @@ impl Kernels {
     }
 }
 
-/// Whether a block of the backward finds room.
-fn fits(backward: &Loaded) -> Result<bool, Unavailable> {
-    shared_bytes(backward)
-        .map(|bytes| bytes <= backward.shared_bytes())
-        .map_err(|error| error.to_string().into())
-}
-
+/// Dynamic shared memory of a block of the backward.
 pub(super) fn shared_bytes(backward: &Loaded) -> Result<u32> {
     backward.constant("selective_scan_backward_shared").map(i32::unsigned_abs)
 }
@@ -151,17 +128,16 @@ pub(super) struct Sizes {
 }
 
 impl Sizes {
-    /// A batch that leaves most of the card idle is cut in time, at the price of a pass more.
+    /// A batch that leaves half of the card idle is cut in time, at the price of a pass more.
     pub(super) fn of(args: &SelectiveScan<'_>, kernels: &Kernels, pass: Pass) -> Self {
         let size = args.u.size();
         let (batch, time, d_inner) = (size[0], size[1], size[2]);
         let blocks = batch * (d_inner * pass.lanes + THREADS - 1).div_euclid(THREADS);
-        let wanted = (2 * pass.loaded.multiprocessors()).div_euclid(blocks.max(1));
-        let most = (time / SEGMENT).clamp(1, ROWS);
-        // With fewer than four the pass more costs what they save.
-        let segments = if wanted.min(most) < 4 { 1 } else { wanted.min(most) };
-        let checkpoint = kernels.checkpoint;
-        let segment = (time + segments * checkpoint - 1).div_euclid(segments * checkpoint) * checkpoint;
+        let room = BLOCKS * pass.loaded.multiprocessors();
+        // Blocks that end at different times fill a card better if there are a few for each place.
+        let segments = if 2 * blocks > room { 1 } else { (3 * room / blocks).min(time / SEGMENT).min(ROWS) };
+        let segments = if segments < 4 { 1 } else { segments };
+        let segment = (time + segments * CHECKPOINT - 1).div_euclid(segments * CHECKPOINT) * CHECKPOINT;
         let segments = (time + segment - 1).div_euclid(segment);
         Self { batch, time, d_inner, states: kernels.states, segment, segments }
     }
