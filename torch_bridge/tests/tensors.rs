@@ -168,5 +168,13 @@ fn checked_pointers() {
     assert_eq!(pointer, tensor.data_ptr());
     assert!(tensors::data_ptr_checked(&tensor, Device::Cuda(0), Kind::Float).is_err());
     assert!(tensors::data_ptr_checked(&tensor, Device::Cpu, Kind::Half).is_err());
-    assert!(tensors::data_ptr_checked(&tensor.narrow(1, 0, 1), Device::Cpu, Kind::Float).is_err());
+    let column = tensor.narrow(1, 1, 1);
+    assert!(tensors::data_ptr_checked(&column, Device::Cpu, Kind::Float).is_err());
+
+    let strided = |tensor: &Tensor, device, kind| tensors::strided_ptr_checked(tensor, device, kind);
+    assert_eq!(strided(&column, Device::Cpu, Kind::Float).unwrap(), column.data_ptr());
+    assert_eq!(column.data_ptr().addr(), pointer.addr() + 4, "the view's first element, not the memory's");
+    assert!(strided(&column, Device::Cuda(0), Kind::Float).is_err());
+    assert!(strided(&column, Device::Cpu, Kind::Half).is_err());
+    assert!(strided(&tensor.to_sparse_sparse_dim(2), Device::Cpu, Kind::Float).is_err());
 }

@@ -21,7 +21,8 @@ macro_rules! functions {
             fn of(library: &'static libloading::Library) -> Result<Self, String> {
                 Ok(Self {
                     // SAFETY: the symbol's type is as the library's own header declares it.
-                    $($field: *unsafe { library.get($symbol) }.map_err(|error| error.to_string())?,)*
+                    $($field: *unsafe { library.get($symbol) }
+                        .map_err(|error| $crate::cuda::library::reason(&error))?,)*
                 })
             }
         }
@@ -32,10 +33,12 @@ pub(super) use functions;
 /// Opens a library for the life of the process.
 pub(super) fn open(file: &Path) -> Result<&'static Library, String> {
     // SAFETY: only called with CUDA's own libraries, whose initialisers are meant to run on loading.
-    let library = unsafe { Library::new(file) }.map_err(|error| {
-        // The loader's own words say which file it could not find.
-        error.source().map_or_else(|| error.to_string(), ToString::to_string)
-    })?;
+    let library = unsafe { Library::new(file) }.map_err(|error| reason(&error))?;
     // Its functions are kept in tables that live as long as the process.
     Ok(Box::leak(Box::new(library)))
+}
+
+/// The loader's own words, which name the file or the symbol that it could not find.
+pub(super) fn reason(error: &libloading::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), ToString::to_string)
 }
