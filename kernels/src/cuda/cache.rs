@@ -50,6 +50,11 @@ impl Cache {
         Self { folder: base.map(|base| base.join("hymba_plus/kernels")) }
     }
 
+    /// Where the entries are, in words.
+    pub(super) fn place(&self) -> String {
+        self.folder.as_ref().map_or_else(|| "no folder".to_owned(), |folder| folder.display().to_string())
+    }
+
     fn file(&self, key: &Key) -> Option<PathBuf> {
         self.folder.as_ref().map(|folder| folder.join(format!("{}.cubin", key.0)))
     }

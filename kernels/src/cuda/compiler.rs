@@ -1,6 +1,7 @@
 //! From source to machine code: NVRTC with the cache on disk before it.
 
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use super::cache::{Cache, Key};
 use super::nvrtc::{self, Nvrtc, Unit};
@@ -13,6 +14,8 @@ pub const OLDEST: i32 = 80;
 pub struct Compiler {
     nvrtc: &'static Nvrtc,
     cache: Cache,
+    /// Says so on standard error before the first compilation: it is what makes a first run start slowly.
+    announced: OnceLock<()>,
 }
 
 /// Machine code.
@@ -32,7 +35,7 @@ impl Compiler {
     /// # Errors
     /// What is missing.
     pub fn of_user() -> Result<Self, String> {
-        Ok(Self { nvrtc: Nvrtc::get()?, cache: Cache::of_user() })
+        Ok(Self { nvrtc: Nvrtc::get()?, cache: Cache::of_user(), announced: OnceLock::new() })
     }
 
     /// The compiler with a cache in this folder, or without one.
@@ -40,7 +43,7 @@ impl Compiler {
     /// # Errors
     /// What is missing.
     pub fn with_cache(folder: Option<PathBuf>) -> Result<Self, String> {
-        Ok(Self { nvrtc: Nvrtc::get()?, cache: Cache::at(folder) })
+        Ok(Self { nvrtc: Nvrtc::get()?, cache: Cache::at(folder), announced: OnceLock::from(()) })
     }
 
     /// Which NVRTC it is: version and file.
@@ -81,6 +84,9 @@ impl Compiler {
         if let Some((log, cubin)) = self.cache.get(&key).and_then(|entry| unpack(&entry)) {
             return Ok(Compiled { cubin, log, cached: true });
         }
+        self.announced.get_or_init(|| {
+            eprintln!("compiling CUDA kernels for sm_{architecture}; kept in {}", self.cache.place());
+        });
         let nvrtc::Compiled { cubin, log } = self.nvrtc.compile(&unit)?;
         self.cache.put(&key, &pack(&log, &cubin));
         Ok(Compiled { cubin, log, cached: false })

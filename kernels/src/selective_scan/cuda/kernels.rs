@@ -133,11 +133,7 @@ impl Sizes {
         let size = args.u.size();
         let (batch, time, d_inner) = (size[0], size[1], size[2]);
         let blocks = batch * (d_inner * pass.lanes + THREADS - 1).div_euclid(THREADS);
-        let room = BLOCKS * pass.loaded.multiprocessors();
-        // Blocks that end at different times fill a card better if there are a few for each place.
-        let segments = if 2 * blocks > room { 1 } else { (3 * room / blocks).min(time / SEGMENT).min(ROWS) };
-        let segments = if segments < 4 { 1 } else { segments };
-        let segment = (time + segments * CHECKPOINT - 1).div_euclid(segments * CHECKPOINT) * CHECKPOINT;
+        let segment = cut(time, blocks, BLOCKS * pass.loaded.multiprocessors());
         let segments = (time + segment - 1).div_euclid(segment);
         Self { batch, time, d_inner, states: kernels.states, segment, segments }
     }
@@ -164,10 +160,42 @@ impl Sizes {
     }
 }
 
+/// Tokens of a segment for a scan of `time` tokens that has `blocks` blocks on a card with room for `room`.
+fn cut(time: i64, blocks: i64, room: i64) -> i64 {
+    // Blocks that end at different times fill a card better if there are a few for each place.
+    let segments = if 2 * blocks > room { 1 } else { (3 * room / blocks).min(time / SEGMENT).min(ROWS) };
+    // Fewer save less than the pass more costs.
+    let segments = if segments < 4 { 1 } else { segments };
+    (time + segments * CHECKPOINT - 1).div_euclid(segments * CHECKPOINT) * CHECKPOINT
+}
+
 pub(super) fn small(columns: i64, outer: i64) -> Result<Shape> {
     Ok(Shape {
         grid: [blocks(columns, SMALL)?, blocks(outer, 1)?, 1],
         block: [SMALL as u32, 1, 1],
         shared: 0,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_is_cut_where_that_fills_the_card() {
+        // 8 x 2048 x 3200 fills an H100; 1 x 16384 x 1536 does not, and neither does one token of any width.
+        assert_eq!(cut(2_048, 200, 264), 2_048);
+        assert_eq!(cut(16_384, 12, 264), 256);
+        assert_eq!(cut(8_192, 50, 264), 560);
+        assert_eq!((cut(1, 1, 264), cut(1_000, 1, 264)), (16, 1_008));
+        for time in [1, 15, 16, 17, 1_024, 2_100, 65_537, 100_000_000] {
+            for blocks in [1, 7, 50, 132, 10_000] {
+                let segment = cut(time, blocks, 264);
+                let segments = (time + segment - 1) / segment;
+                assert!(segment % CHECKPOINT == 0 && segment > 0 && (1..=ROWS).contains(&segments));
+                assert!((segments - 1) * segment < time && time <= segments * segment);
+                assert!(segments == 1 || segment >= SEGMENT);
+            }
+        }
+    }
 }
