@@ -78,6 +78,29 @@ def scan(dtype, batch, time, d_inner, states, gated=True, skip=True, bias=True, 
     return report(name, dtype, errors)
 
 
+def steps(dtype, batch, d_inner, states, width, seed=0):
+    """The decoding kernels against the definition on one token."""
+    g = torch.Generator("cuda").manual_seed(seed)
+    rnd = lambda *s: torch.randn(*s, generator=g, device="cuda")
+    small = [rnd(batch, 1, k).to(dtype) for k in (d_inner, d_inner, states, states, d_inner)]
+    u, delta, b, c, z = small
+    a, d, bias, start = -rnd(d_inner, states).abs(), rnd(d_inner), rnd(d_inner), rnd(1, d_inner, states)
+    module = ops.module("selective_scan/step.cu", ELEMENT=ops.NAMES[dtype], STATES=states, GATED=1, SOFTPLUS=1)
+    y, after = ops.empty(u, batch, d_inner, dtype=dtype), ops.empty(u, batch, d_inner, states)
+    module.launch("selective_scan_step", (ops.ceil(d_inner * states // 4, 128), batch), 128, 0, u, d_inner, delta, d_inner, b,
+                  states, c, states, z, d_inner, a, bias, d, start, 0, y, after, d_inner)
+    want, last = scan_reference(*[x.double() for x in (u, delta, a, b, c, start, d, z, bias)])
+    errors = dict(y=error(y, want[:, 0]), last=error(after, last))
+    x, weight, tail = rnd(batch, 1, d_inner).to(dtype), rnd(d_inner, width), rnd(batch, width - 1, d_inner)
+    module = ops.module("causal_conv1d/step.cu", ELEMENT=ops.NAMES[dtype], WIDTH=width, SILU=1)
+    y, new = ops.empty(u, batch, d_inner, dtype=dtype), ops.empty(u, batch, width - 1, d_inner)
+    module.launch("causal_conv1d_step", (ops.ceil(d_inner, 128), batch), 128, 0, x, d_inner, weight, bias, tail,
+                  (width - 1) * d_inner, y, new, d_inner)
+    want, last = conv_reference(*[x.double() for x in (x, weight, tail, bias)])
+    errors.update(conv=error(y, want[:, 0]), tail=error(new, last))
+    return report(f"steps {NAMES[dtype]} {batch}x{d_inner}x{states} w{width}", dtype, errors)
+
+
 def conv(dtype, batch, time, d, width, bias=True, silu=True, resets=False, lengths=False, shared=True, views=False, seed=0):
     g = torch.Generator("cuda").manual_seed(seed)
     rnd = lambda *s: torch.randn(*s, generator=g, device="cuda")
@@ -112,6 +135,8 @@ if __name__ == "__main__":
     good = True
     for dtype in (F32, BF):
         good &= scan(dtype, 2, 131, 200, 16)
+        good &= scan(dtype, 2, 131, 200, 16, segment=96)
+        good &= steps(dtype, 3, 130, 16, 4)
         good &= scan(dtype, 3, 1, 130, 16, shared=False)
         good &= scan(dtype, 3, 77, 129, 16, resets=True, valid=True)
         if quick:
@@ -126,6 +151,7 @@ if __name__ == "__main__":
         good &= scan(dtype, 2, 90, 136, 8)
         good &= scan(dtype, 2, 90, 100, 32, resets=True)
         good &= scan(dtype, 2, 90, 50, 64)
+        good &= steps(dtype, 3, 130, 64, 2)
         for width in (4, 3, 1, 8):
             good &= conv(dtype, 2, 131, 200, width)
         good &= conv(dtype, 3, 1, 130, 4, shared=False)

@@ -53,7 +53,7 @@ def peer_scan(x, dy):
     return median(call), median(lambda: torch.autograd.grad(call(), list(first.values()), g))
 
 
-def scan(b, t, d, n, lanes=None, segment=None, masks=False, peer=True, checkpoint=32):
+def scan(b, t, d, n, lanes=None, segment=None, masks=False, peer=True, checkpoint=32, back=None):
     x = scan_inputs(b, t, d, n)
     dy = torch.randn(b, t, d, device="cuda").to(BF)
     start = torch.zeros(1, d, n, device="cuda")
@@ -63,15 +63,20 @@ def scan(b, t, d, n, lanes=None, segment=None, masks=False, peer=True, checkpoin
     fwd = median(lambda: s.forward(**x, start=start, segment=segment))
     inference = median(lambda: s.forward(**x, start=start, segment=segment, keep=False))
     kept = s.forward(**x, start=start, segment=segment)[2]
-    bwd = median(lambda: s.backward(dy, None, kept, **x, start=start, segment=segment))
+    bwd = median(lambda: s.backward(dy, None, kept, **x, start=start, segment=back or segment))
     del kept
     p_fwd, p_all = peer_scan({k: v for k, v in x.items() if k not in ("resets", "reset_state")}, dy) if peer else (None,) * 2
-    case = f"{b}x{t}x{d}x{n}" + f" lanes={lanes}" * bool(lanes) + f" segment={segment}" * bool(segment) + " masks" * masks
+    case = f"{b}x{t}x{d}x{n}" + f" lanes={lanes}" * bool(lanes) + f" segment={segment}" * bool(segment) + " masks" * masks + f" back={back}" * bool(back)
     case += f" keep={checkpoint}" * (checkpoint != 32)
     show("scan forward", case, fwd, p_fwd)
     show("scan (no states)", case, inference)
     show("scan backward", case, bwd, p_all and p_all - p_fwd)
     show("scan both", case, fwd + bwd, p_all)
+    if peer:
+        parts = torch.randn(25, b, t, 2, n, device="cuda")
+        db, dc = (torch.empty(b, t, n, device="cuda", dtype=BF) for _ in range(2))
+        show("sum projections", case, median(lambda: s.small.launch(
+            "selective_scan_sum_projections", (b * t * 2 * n // 4 // 256,), 256, 0, parts, db, dc, 25, b * t, n)))
 
 
 def conv(b, t, d, w=4, chunks=(32, 64), peer=True):
@@ -104,22 +109,28 @@ if __name__ == "__main__":
     print(f"copy {4 * x.numel() / median(lambda: y.copy_(x)) / 1e9:.2f} TB/s")
     del x, y
     if "--profile" in sys.argv:
-        x = scan_inputs(8, 2048, 3200, 16)
-        dy = torch.randn(8, 2048, 3200, device="cuda").to(BF)
-        start = torch.zeros(1, 3200, 16, device="cuda")
+        d = 33 * 128  # 264 blocks: two for each of 132 multiprocessors
+        x = scan_inputs(8, 512, d, 16)
+        dy = torch.randn(8, 512, d, device="cuda").to(BF)
+        start = torch.zeros(1, d, 16, device="cuda")
         s = Scan(BF, 16)
         kept = s.forward(**x, start=start)[2]
         s.backward(dy, None, kept, **x, start=start)
-        c, tail = Conv(BF, 4), torch.zeros(1, 3, 3200, device="cuda")
-        weight = torch.randn(3200, 4, device="cuda")
-        c.forward(x["u"], weight, tail)
-        c.backward(dy, None, x["u"], weight, tail)
         torch.cuda.synchronize()
+        sys.exit()
+    if "--tune" in sys.argv:
+        for checkpoint in (32, 16):
+            for back in (None, 1632, 1600, 1664, 416, 160):
+                scan(8, 2048, 3200, 16, back=back, checkpoint=checkpoint, peer=False)
+        for back in (1024, 1536, 2048, 512):
+            scan(2, 8192, 3200, 16, segment=2048, back=back, peer=False)
+        for segment in (1024, 1536, 2752, 4096):
+            scan(2, 8192, 3200, 16, segment=segment, back=1536, peer=False)
         sys.exit()
     short = "--short" in sys.argv
     scan(8, 2048, 3200, 16)
     conv(8, 2048, 3200)
-    for lanes, checkpoint, masks in ((2, 32, False), (2, 16, False), (1, 16, False), (1, 32, True)):
+    for lanes, checkpoint, masks in ((2, 16, False), (1, 16, False), (1, 32, True)):
         scan(8, 2048, 3200, 16, lanes=lanes, checkpoint=checkpoint, masks=masks, peer=False)
     for chunks in ((16, 32), (64, 128)):
         conv(8, 2048, 3200, chunks=chunks, peer=False)

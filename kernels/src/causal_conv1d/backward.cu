@@ -98,15 +98,29 @@ causal_conv1d_backward(const T* x, i64 x_batch, i64 x_time, const float* weight,
         // The tokens that have something to give, then those whose gradients are only to be written.
         const i64 beyond = end + HISTORY, last = beyond < length ? beyond : length;
         i64 t = begin;
-        for (; t + AHEAD <= last; t += AHEAD) {
-            Channels<VECTOR> raw[AHEAD], raw_dy[AHEAD];
+        if (t + AHEAD <= last) {
+            Channels<VECTOR> raw[AHEAD], raw_dy[AHEAD], next[AHEAD], next_dy[AHEAD];
 #pragma unroll
             for (int k = 0; k < AHEAD; k++) {
                 raw[k].load(from + (t + k) * x_time, there);
                 raw_dy[k].load(up + (t + k) * dy_time, there);
             }
+            for (; t + AHEAD <= last; t += AHEAD) {
+                // The rows after these, or the last one again.
 #pragma unroll
-            for (int k = 0; k < AHEAD; k++) step(t + k, raw[k], raw_dy[k], true);
+                for (int k = 0; k < AHEAD; k++) {
+                    const i64 at = t + AHEAD + k < last ? t + AHEAD + k : last - 1;
+                    next[k].load(from + at * x_time, there);
+                    next_dy[k].load(up + at * dy_time, there);
+                }
+#pragma unroll
+                for (int k = 0; k < AHEAD; k++) step(t + k, raw[k], raw_dy[k], true);
+#pragma unroll
+                for (int k = 0; k < AHEAD; k++) {
+                    raw[k] = next[k];
+                    raw_dy[k] = next_dy[k];
+                }
+            }
         }
         for (; t < beyond; t++) {
             Channels<VECTOR> raw, raw_dy;

@@ -458,8 +458,8 @@ selective_scan_backward(const T* u, i64 u_batch, i64 u_time, const T* delta, i64
 /// The bytes of dynamic shared memory that `selective_scan_backward` needs.
 extern "C" __device__ __constant__ int selective_scan_backward_shared = sizeof(Shared);
 
-/// The first pass over segments: the gradient that each of them passes to the state before it when none comes to the
-/// state after it. grid and block as `selective_scan_backward`, no dynamic shared memory; arguments of the same names are
+/// The first pass over segments: the gradient that each of them but the first passes to the state before it when none comes
+/// to the state after it. grid and block as `selective_scan_backward`, no dynamic shared memory; arguments of the same names are
 /// the same.
 ///
 /// local      float [batch, segments, d_inner, STATES]
@@ -469,6 +469,7 @@ selective_scan_local_backward(const T* delta, i64 delta_batch, i64 delta_time, c
                               const T* z, i64 z_batch, i64 z_time, const T* dy, i64 dy_batch, i64 dy_time,
                               const float* a, const float* delta_bias, const u8* resets, const u8* valid, float* local,
                               float* delta_sum, i64 time, i64 d_inner, i64 segment) {
+    if (blockIdx.z == 0) return;
     constexpr int TILE = 32 / int(sizeof(T));
     __shared__ __align__(16) T rows[STREAMS - 1][TILE][CHANNELS];
     __shared__ __align__(16) float weights[TILE][STATES];

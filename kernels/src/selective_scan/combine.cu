@@ -27,7 +27,11 @@ selective_scan_combine(const float* local, const float* delta_sum, const float* 
     float state = start ? start[batch * start_batch + i] : 0.0f;
     for (i64 k = 0; k < segments; k++) {
         const i64 at = batch * segments + (reverse ? segments - 1 - k : k);
-        const float sum = delta_sum[at * d_inner + i / d_state], added = local[at * size + i];
+        float sum = 0.0f, added = 0.0f;
+        if (k + 1 < segments) { // what the last one passes on is not needed, and not there
+            sum = delta_sum[at * d_inner + i / d_state];
+            added = local[at * size + i];
+        }
         states[at * size + i] = state;
         state = fmaf(sum == sum ? exp2_fast(rate * sum) : 0.0f, state, added);
     }

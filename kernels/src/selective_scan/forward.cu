@@ -24,7 +24,7 @@ enum { U, DELTA, Z };
 template <int STREAMS> struct alignas(16) Tile {
     T rows[STREAMS][TILE][CHANNELS]; // u is replaced by y, token after token
     float projections[TILE][2][STATES];
-    u8 flags[TILE];
+    alignas(4) u8 flags[TILE];
 };
 
 struct Operands {
@@ -36,6 +36,43 @@ struct Operands {
 struct Batch {
     float step[BATCH], input[BATCH], gate[BATCH];
 };
+
+/// A batch goes through the states, from row `i` of its tile on. `FLAGGED` if there may be padding or a document's start in
+/// it; `reset` is this thread's part of the reset state.
+template <bool FLAGGED, bool LOCAL, int STREAMS>
+DEVICE void sweep(float (&h)[OWN], float& sum, const float (&rate)[OWN], const Batch& batch, Tile<STREAMS>& tile, int i,
+                  const Place& place, float skip, const float* reset) {
+#pragma unroll
+    for (int k = 0; k < BATCH; k++) {
+        const u8 flags = FLAGGED ? tile.flags[i + k] : u8(0);
+        if (FLAGGED && flags == RESET) {
+#pragma unroll
+            for (int n = 0; n < OWN; n++) h[n] = reset ? reset[n] : 0.0f;
+            sum = __int_as_float(0x7fffffff); // no longer a number: nothing of the start is left
+        }
+        const float step = batch.step[k], written = step * batch.input[k];
+        float read[OWN];
+        take(read, &tile.projections[i + k][0][place.part * OWN]);
+        if (LOCAL) {
+            sum += step;
+#pragma unroll
+            for (int n = 0; n < OWN; n++) h[n] = fmaf(exp2_fast(step * rate[n]), h[n], written * read[n]);
+            continue;
+        }
+        float weight[OWN], sums[4] = {};
+        take(weight, &tile.projections[i + k][1][place.part * OWN]);
+#pragma unroll
+        for (int n = 0; n < OWN; n++) {
+            h[n] = fmaf(exp2_fast(step * rate[n]), h[n], written * read[n]);
+            sums[n % 4] = fmaf(h[n], weight[n], sums[n % 4]);
+        }
+        float result = sum_lanes((sums[0] + sums[1]) + (sums[2] + sums[3]));
+        result = fmaf(skip, batch.input[k], result);
+        if constexpr (STREAMS == 3) result *= batch.gate[k];
+        if (FLAGGED && flags == PADDING) result = 0.0f;
+        if (place.part == 0) tile.rows[U][i + k][place.channel] = from_float<T>(result);
+    }
+}
 
 /// One segment of one block. `LOCAL` is the first pass over segments.
 template <bool LOCAL>
@@ -182,40 +219,12 @@ DEVICE void scan(const Operands& x, const float* a, const float* delta_bias, con
                 load_values(t + 2 * TILE);
             }
             prepare(next, turn ? later : tile, turn ? 0 : i + BATCH, t + i + BATCH);
-#pragma unroll
-            for (int k = 0; k < BATCH; k++) {
 #if MASKS
-                const u8 flags = tile.flags[i + k];
-                if (flags == RESET) {
-#pragma unroll
-                    for (int n = 0; n < OWN; n++) h[n] = exists ? reset_state[batch * reset_batch + state + n] : 0.0f;
-                    sum = __int_as_float(0x7fffffff); // no longer a number: nothing of the start is left
-                }
+            if (*reinterpret_cast<const u32*>(&tile.flags[i]) != 0) { // BATCH flags
+                sweep<true, LOCAL>(h, sum, rate, current, tile, i, place, skip, exists ? reset_state + batch * reset_batch + state : nullptr);
+            } else
 #endif
-                const float step = current.step[k], written = step * current.input[k];
-                float read[OWN];
-                take(read, &tile.projections[i + k][0][place.part * OWN]);
-                if (LOCAL) {
-                    sum += step;
-#pragma unroll
-                    for (int n = 0; n < OWN; n++) h[n] = fmaf(exp2_fast(step * rate[n]), h[n], written * read[n]);
-                    continue;
-                }
-                float weight[OWN], sums[4] = {};
-                take(weight, &tile.projections[i + k][1][place.part * OWN]);
-#pragma unroll
-                for (int n = 0; n < OWN; n++) {
-                    h[n] = fmaf(exp2_fast(step * rate[n]), h[n], written * read[n]);
-                    sums[n % 4] = fmaf(h[n], weight[n], sums[n % 4]);
-                }
-                float result = sum_lanes((sums[0] + sums[1]) + (sums[2] + sums[3]));
-                result = fmaf(skip, current.input[k], result);
-                if constexpr (STREAMS == 3) result *= current.gate[k];
-#if MASKS
-                if (flags == PADDING) result = 0.0f;
-#endif
-                if (place.part == 0) tile.rows[U][i + k][place.channel] = from_float<T>(result);
-            }
+                sweep<false, LOCAL>(h, sum, rate, current, tile, i, place, skip, nullptr);
             current = next;
         }
         now = now == TILES - 1 ? 0 : now + 1;
@@ -264,7 +273,7 @@ selective_scan_forward(const T* u, i64 u_batch, i64 u_time, const T* delta, i64 
                 reset_batch, resets, valid, y, last, checkpoints, nullptr, time, d_inner, segment);
 }
 
-/// The first pass over segments: what each of them makes of a state of zero.
+/// The first pass over segments: what each of them but the last makes of a state of zero.
 ///
 /// grid and block as `selective_scan_forward`; the arguments of the same names are the same.
 ///
@@ -275,6 +284,7 @@ selective_scan_local(const T* u, i64 u_batch, i64 u_time, const T* delta, i64 de
                      i64 b_batch, i64 b_time, const float* a, const float* delta_bias, const float* reset_state,
                      i64 reset_batch, const u8* resets, const u8* valid, float* local, float* delta_sum, i64 time,
                      i64 d_inner, i64 segment) {
+    if (blockIdx.z + 1 == gridDim.z) return;
     const Operands x{u,           delta,   b,      b,       u,      u_batch, u_time, delta_batch,
                      delta_time, b_batch, b_time, b_batch, b_time, u_batch, u_time};
     scan<true>(x, a, delta_bias, nullptr, nullptr, reset_state, reset_batch, resets, valid, nullptr, local, nullptr,
