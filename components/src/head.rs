@@ -24,8 +24,8 @@ impl Head for LanguageHead {
         Ok(())
     }
 
-    fn forward(&self, parts: &Parts, hidden: &Tensor, tied: Option<&Tensor>) -> Result<Tensor> {
-        let weight = match tied {
+    fn forward(&self, parts: &Parts, hidden: &Tensor, call: HeadCall<'_>) -> Result<Tensor> {
+        let weight = match call.tied {
             Some(weight) => weight,
             None => parts.parameter("weight")?,
         };

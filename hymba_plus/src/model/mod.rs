@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
 use torch_bridge::{Error, Result};
 
-pub use built::{Built, Call, Inputs, MixerOutput, Parts};
+pub use built::{Built, Call, HeadCall, Inputs, MixerOutput, Parts};
 pub use config::ModelConfig;
 pub use observe::{AuxiliaryLoss, Observers, Statistics, Taps};
 pub(crate) use pattern::WINDOW;
@@ -169,12 +169,37 @@ impl Model {
         Ok((span.restore(&hidden)?, ModelState { next_position, uniform_position, ..after }))
     }
 
-    /// Outputs of the head (logits `[batch, time, vocab_size]` of a language model) for hidden vectors.
+    /// Outputs of the head (logits `[batch, time, vocab_size]` of a language model) for hidden vectors, without dropout.
     ///
     /// # Errors
     /// When libtorch refuses.
     pub fn head(&self, hidden: &Tensor) -> Result<Tensor> {
-        self.apply(self.head.as_ref(), hidden)
+        self.apply(self.head.as_ref(), hidden, false)
+    }
+
+    /// Runs whole inputs (images, windows of a series) from the initial state to the head's outputs, one for each input
+    /// and in its units.
+    ///
+    /// # Errors
+    /// When shapes do not fit, or libtorch refuses.
+    pub fn outputs(&self, inputs: &Tensor, training: bool) -> Result<Tensor> {
+        self.outputs_observed(inputs, training, Observers::default())
+    }
+
+    /// [`outputs`](Self::outputs) for those who watch it.
+    ///
+    /// # Errors
+    /// As `outputs`.
+    pub fn outputs_observed(
+        &self,
+        inputs: &Tensor,
+        training: bool,
+        observers: Observers<'_>,
+    ) -> Result<Tensor> {
+        let initial = self.initial_state_observed(training, observers)?;
+        let input = SpanInput { training, ..SpanInput::default() };
+        let (hidden, _) = self.forward_observed(inputs, &initial, &initial, input, observers)?;
+        self.embedding.restore(&self.apply(self.head.as_ref(), &hidden, training)?, inputs)
     }
 
     /// Outputs of one of the further heads.
@@ -186,13 +211,13 @@ impl Model {
             let known: Vec<_> = self.heads.keys().map(String::as_str).collect();
             Error::other(format!("the model has no head `{name}`; it has: {}", known.join(", ")))
         })?;
-        self.apply(head.as_ref(), hidden)
+        self.apply(head.as_ref(), hidden, false)
     }
 
-    fn apply(&self, head: &dyn HeadModule, hidden: &Tensor) -> Result<Tensor> {
+    fn apply(&self, head: &dyn HeadModule, hidden: &Tensor, training: bool) -> Result<Tensor> {
         let tied =
             head.parts().plan.tied_rows.and_then(|_| self.embedding.parts().optional_parameter("weight"));
-        head.forward(hidden, tied)
+        head.forward(hidden, HeadCall { tied, training })
     }
 
     /// The losses that modules add to the task's, from the statistics of the passes of one loss.
