@@ -1,4 +1,5 @@
 //! A recipe small enough to run in a second, and the command that runs it.
+#![allow(dead_code)] // each test binary uses a part
 
 use std::{
     path::{Path, PathBuf},

@@ -147,7 +147,9 @@ mod tests {
                 let values: Vec<f64> = series.decode(&ids, scale).into_iter().flatten().collect();
                 assert_eq!(series.encode(&values, scale), ids, "{bins} {limit} {scale}");
                 assert!(values.windows(2).all(|pair| pair[0] < pair[1]));
-                assert!(values.iter().zip(values.iter().rev()).all(|(a, b)| (a + b).abs() <= f64::MIN_POSITIVE));
+                assert!(
+                    values.iter().zip(values.iter().rev()).all(|(a, b)| (a + b).abs() <= f64::MIN_POSITIVE)
+                );
                 assert!((values[bins - 1] - limit * scale).abs() <= 1e-12 * limit * scale);
             }
         }
