@@ -29,7 +29,10 @@ pub mod prelude {
 
     pub use crate::{
         component_config, conformance,
-        model::{AuxiliaryLoss, Call, HeadCall, Inputs, MixerOutput, Parts, Statistics, slot::*},
+        model::{
+            AuxiliaryLoss, Call, CrossEntropy, HeadCall, Inputs, MixerOutput, Parts, Statistics, TokenLoss,
+            slot::*,
+        },
         params::Init,
         plan::{Embedded, Groups, Growth, KvRole, KvShape, Law, ModulePlan, StateKind},
         register,

@@ -2,7 +2,7 @@
 
 use hymba_plus::{
     component_config,
-    model::{Model, Observers, Statistics},
+    model::{Model, Observers, Statistics, TokenLoss},
     params::Parameters,
     state::{ModelState, SpanInput},
 };
@@ -10,7 +10,6 @@ use tch::{Kind, Tensor};
 use training::{
     Loss, Task, TaskError,
     data::{Batch, IGNORE_INDEX, ValidationBlocks, Weighted},
-    loss::cross_entropy_sum,
 };
 
 use crate::auxiliary::with_auxiliary;
@@ -36,6 +35,8 @@ pub struct LanguageModel {
     pub model: Model,
     /// Share of the target distribution that is spread over the whole vocabulary.
     pub label_smoothing: f64,
+    /// Weight of `log(sum exp logits)^2`.
+    pub z_loss: f64,
     /// What further heads predict. Their losses are added to the main one's, all of them per input token.
     pub targets: Vec<Target>,
     /// Held-out tokens.
@@ -84,16 +85,16 @@ fn validation_losses(
     for batch in blocks.batches() {
         let batch = batch?;
         let hidden = hidden(model, &batch, &initial, false, Observers::default()).map_err(failed)?;
-        let mut add = |head: usize, logits: Tensor, targets: &Tensor| -> Result<(), TaskError> {
-            let loss = cross_entropy_sum(&logits, targets, 0.0).map_err(failed)?;
-            sums[head].0 += f64::try_from(&loss.f_to_kind(Kind::Double)?)?;
-            sums[head].1 += i64::try_from(&targets.f_ne(IGNORE_INDEX)?.f_sum(Kind::Int64)?)? as u64;
+        let mut add = |place: usize, head: Option<&str>, targets: &Tensor| -> Result<(), TaskError> {
+            let loss =
+                model.cross_entropy(head, &hidden, &TokenLoss::plain(targets), false).map_err(failed)?.sum;
+            sums[place].0 += f64::try_from(&loss.f_to_kind(Kind::Double)?)?;
+            sums[place].1 += i64::try_from(&targets.f_ne(IGNORE_INDEX)?.f_sum(Kind::Int64)?)? as u64;
             Ok(())
         };
-        add(0, model.head(&hidden).map_err(failed)?, &batch.targets)?;
+        add(0, None, &batch.targets)?;
         for (i, target) in targets.iter().enumerate() {
-            let logits = model.head_named(&target.head, &hidden).map_err(failed)?;
-            add(i + 1, logits, &batch.targets_at(target.offset)?)?;
+            add(i + 1, Some(&target.head), &batch.targets_at(target.offset)?)?;
         }
     }
     Ok(sums.into_iter().map(|(sum, tokens)| (sum / tokens.max(1) as f64, tokens)).collect())
@@ -112,17 +113,20 @@ impl Task for LanguageModel {
         // Once per micro-batch: the meta tokens' gradients come from all its documents.
         let initial = self.model.initial_state_observed(true, observers).map_err(failed)?;
         let hidden = hidden(&self.model, batch, &initial, true, observers).map_err(failed)?;
-        let loss = |logits: Tensor, targets: &Tensor| {
-            cross_entropy_sum(&logits, targets, self.label_smoothing).map_err(failed)
+        let loss = |head: Option<&str>, targets: &Tensor| {
+            let loss = TokenLoss { targets, label_smoothing: self.label_smoothing, z_loss: self.z_loss };
+            self.model.cross_entropy(head, &hidden, &loss, true).map_err(failed)
         };
-        let main = loss(self.model.head(&hidden).map_err(failed)?, &batch.targets)?;
+        let main = loss(None, &batch.targets)?;
         let auxiliary = self.model.auxiliary_losses(&statistics).map_err(failed)?;
         statistics.detach_into(&self.statistics).map_err(failed)?;
-        let mut all =
-            with_auxiliary(main, "cross_entropy", batch.target_tokens(), &auxiliary).map_err(failed)?;
+        let tokens = batch.target_tokens();
+        let mut all = with_auxiliary(main.sum, "cross_entropy", tokens, &auxiliary).map_err(failed)?;
+        if self.z_loss > 0.0 {
+            all.measured.push(("z_loss".to_owned(), main.square.f_div_scalar(tokens.max(1))?));
+        }
         for target in &self.targets {
-            let logits = self.model.head_named(&target.head, &hidden).map_err(failed)?;
-            let further = loss(logits, &batch.targets_at(target.offset)?)?;
+            let further = loss(Some(&target.head), &batch.targets_at(target.offset)?)?.sum;
             all.sum = all.sum.f_add(&further.f_mul_scalar(target.weight)?)?;
         }
         Ok(all)

@@ -3,14 +3,13 @@
 use std::num::NonZeroUsize;
 
 use hymba_plus::{
-    model::Model,
+    model::{Model, TokenLoss},
     state::{ModelState, SpanInput},
 };
 use tch::{Kind, Tensor};
 use training::{
     TaskError,
     data::{Batch, DataError, Weighted},
-    loss::cross_entropy_sum,
 };
 
 /// Mean loss per token in nats over batches, and the number of tokens. Each sequence is read in calls of `call_length`
@@ -49,7 +48,7 @@ fn batch_loss(
         let resets = batch.has_resets().then(|| part(&batch.resets)).transpose()?;
         let input = SpanInput { resets: resets.as_ref(), ..SpanInput::default() };
         let (hidden, after) = model.forward(&part(&batch.tokens)?, &state, initial, input)?;
-        let loss = cross_entropy_sum(&model.head(&hidden)?, &part(&batch.targets)?, 0.0)?;
+        let loss = model.cross_entropy(None, &hidden, &TokenLoss::plain(&part(&batch.targets)?), false)?.sum;
         sum += f64::try_from(&loss.f_to_kind(Kind::Double)?)?;
         (state, start) = (after, start + length);
     }

@@ -23,6 +23,10 @@ training::loop_settings! {
         #[default(0.0)]
         #[schemars(range(min = 0.0, max = 0.99))]
         pub label_smoothing: f64,
+        /// Weight of `log(sum exp logits)^2`, which keeps logits from drifting (Chowdhery et al. 2022); 1e-4 is usual.
+        #[default(0.0)]
+        #[schemars(range(min = 0.0))]
+        pub z_loss: f64,
         /// What further heads of the model predict beside the main one.
         #[default(Vec::new())]
         pub targets: Vec<Target>,
@@ -53,6 +57,7 @@ impl Stage for Pretrain {
         let mut task = LanguageModel {
             model: context.take_model()?,
             label_smoothing: self.label_smoothing,
+            z_loss: self.z_loss,
             targets: self.targets.clone(),
             validation,
             validation_bytes,

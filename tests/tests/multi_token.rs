@@ -41,6 +41,7 @@ fn task(targets: &[(&str, usize, f64)]) -> LanguageModel {
     LanguageModel {
         model: hymba_tests::model(MODEL, Kind::Double, 2),
         label_smoothing: 0.0,
+        z_loss: 0.0,
         targets: targets.iter().map(target).collect(),
         validation: Some(ValidationBlocks::new(stream(), 5, 2, 0, Device::Cpu).unwrap()),
         validation_bytes: 0,

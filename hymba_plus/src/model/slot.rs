@@ -8,7 +8,9 @@
 use tch::Tensor;
 use torch_bridge::Result;
 
-use super::{AuxiliaryLoss, Built, Call, HeadCall, Inputs, MixerOutput, Parts, Statistics};
+use super::{
+    AuxiliaryLoss, Built, Call, CrossEntropy, HeadCall, Inputs, MixerOutput, Parts, Statistics, TokenLoss,
+};
 use crate::{define_slot, plan::ModulePlan, registry::Finding, state::State};
 
 /// Declares the trait of a slot's components, the object-safe twin that the registry holds, and the module.
@@ -163,6 +165,9 @@ module_slot!(
     Head, HeadObject, HeadModule:
     /// Hidden vectors `[batch, time, d_model]` to outputs.
     fn forward(hidden: &Tensor, call: HeadCall<'_>) -> Tensor;
+    /// The cross-entropy of the outputs as logits, for a head that has it without making them all; left out, it is taken
+    /// of what `forward` gives.
+    fn cross_entropy(hidden: &Tensor, loss: &TokenLoss<'_>, call: HeadCall<'_>) -> Option<CrossEntropy> { Ok(None) }
 );
 
 define_slot!(/** Mixes along the sequence: attention, state-space models, recurrent networks. */ sequence_mixer: dyn MixerObject);
