@@ -102,6 +102,18 @@ fn on_cpu<F: Float, const L: usize>(
     Ok(Tensor::f_from_slice(&losses)?.f_view([rows, 2])?)
 }
 
+/// Elements that are summed in their own type.
+const STRETCH: usize = 1024;
+
+#[inline(always)]
+fn sum_of<F: Float, const L: usize>(values: &[F]) -> f64 {
+    let mut lanes = Lanes::<F, L>::ZERO;
+    for x in values.chunks(L) {
+        lanes = lanes + Lanes::load(x);
+    }
+    lanes.sum().widen()
+}
+
 struct Row<'a, F, const L: usize> {
     logits: &'a mut [F],
     losses: &'a mut [f64],
@@ -137,24 +149,18 @@ impl<F: Float, const L: usize> Kernel for Row<'_, F, L> {
             greatest = greatest.zip(Lanes::load(x), larger);
         }
         let greatest = greatest.0.iter().chain(rest).fold(logits[0], |a, &b| larger(a, b));
-        // Sums of lanes in f32 over thousands of tokens lose digits: each stretch of the row is added in f64.
+        // Sums in f32 over thousands of tokens lose digits: each stretch of the row is added in f64. The exponentials go
+        // through a buffer because LLVM takes a loop that computes and sums them apart into single numbers.
         let (mut sum, mut total) = (0.0_f64, 0.0_f64);
-        for stretch in logits.chunks(64 * L) {
-            let (mut exps, mut plain) = (Lanes::<F, L>::ZERO, Lanes::<F, L>::ZERO);
-            let whole = stretch.chunks_exact(L);
-            let rest = whole.remainder();
-            for x in whole {
-                let x = Lanes::<F, L>::load(x);
-                plain = plain + x;
-                exps = exps + (x - Lanes::splat(greatest)).exp::<I>();
+        let mut buffer = [F::ZERO; STRETCH];
+        for stretch in logits.chunks(STRETCH) {
+            let exps = &mut buffer[..stretch.len()];
+            for (x, exp) in stretch.chunks(L).zip(exps.chunks_mut(L)) {
+                (Lanes::<F, L>::load(x) - Lanes::splat(greatest)).exp::<I>().store(exp);
             }
-            sum += exps.sum().widen();
-            total += plain.sum().widen();
-            if !rest.is_empty() {
-                let x = Lanes::<F, L>::load(rest);
-                let exps = (x - Lanes::splat(greatest)).exp::<I>();
-                sum += exps.0[..rest.len()].iter().map(|&exp| exp.widen()).sum::<f64>();
-                total += x.sum().widen();
+            sum += sum_of::<F, L>(exps);
+            if settings.label_smoothing > 0.0 {
+                total += sum_of::<F, L>(stretch);
             }
         }
         let smoothing = settings.label_smoothing;
