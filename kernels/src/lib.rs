@@ -11,6 +11,7 @@ pub mod moe;
 mod operands;
 mod parallel;
 pub mod policy;
+pub mod rms_norm;
 mod second;
 pub mod selective_scan;
 mod simd;

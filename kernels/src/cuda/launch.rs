@@ -86,6 +86,11 @@ impl<'a> Launch<'a> {
         self.value(&value.to_ne_bytes())
     }
 
+    /// `float`.
+    pub(crate) fn f32(self, value: f32) -> Self {
+        self.value(&value.to_ne_bytes())
+    }
+
     fn value(mut self, value: &[u8]) -> Self {
         let mut bytes = [0; 8];
         bytes[..value.len()].copy_from_slice(value);

@@ -14,7 +14,7 @@ use crate::{operands::compute_kind, second};
 /// Logits that stand in memory at a time: on a CPU few enough that they stay in the caches, on a GPU many enough that
 /// products of matrices are at their best.
 const LOGITS_CPU: i64 = 1 << 23;
-const LOGITS_GPU: i64 = 1 << 27;
+const LOGITS_GPU: i64 = 1 << 26;
 
 pub(super) fn linear_cross_entropy(args: &LinearCrossEntropy<'_>) -> Result<(Tensor, Tensor)> {
     let device = args.hidden.device();

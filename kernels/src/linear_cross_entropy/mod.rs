@@ -8,6 +8,7 @@
 //! Liger-Kernel and of Wijmans et al. 2024, "Cut your losses".)
 
 mod chunks;
+mod cuda;
 mod reference;
 mod rows;
 

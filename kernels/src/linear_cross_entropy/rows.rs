@@ -5,7 +5,7 @@
 use tch::{Device, Kind, Tensor};
 use torch_bridge::{Error, Result, tensors};
 
-use super::{IGNORE_INDEX, Settings};
+use super::{IGNORE_INDEX, Settings, cuda};
 use crate::{
     operands::compute_kind,
     parallel,
@@ -26,6 +26,12 @@ pub(super) fn losses(
     gradient: bool,
 ) -> Result<(Tensor, Tensor)> {
     let kind = logits.kind();
+    if logits.device().is_cuda()
+        && kind != Kind::Double
+        && let Some(losses) = cuda::losses(&logits, targets, settings, gradient)?
+    {
+        return Ok((losses, logits));
+    }
     let mut logits = logits.f_to_kind(compute_kind(&logits))?;
     let losses = match (logits.device(), kind) {
         (Device::Cpu, Kind::Double) => on_cpu::<f64, LANES_F64>(&mut logits, targets, settings, gradient),

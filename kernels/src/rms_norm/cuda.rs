@@ -1,0 +1,212 @@
+//! The norm on CUDA devices: what its kernels get, and in which order they run.
+
+use tch::{Kind, Tensor};
+use torch_bridge::autograd::{self, Function, Saved};
+use torch_bridge::guards::is_grad_enabled;
+use torch_bridge::{Error, Result};
+
+use super::{RmsNorm, reference};
+use crate::cuda::launch::{Shape, blocks};
+use crate::cuda::sums::Sums;
+use crate::cuda::{self, COMMON, Define, Header, Loaded, Unavailable, Value, program};
+use crate::second;
+
+static ROWS: Header = Header { name: "rms_norm.cuh", text: include_str!("rms_norm.cuh") };
+
+program!(FORWARD = "rms_norm/forward.cu", headers: &[&COMMON, &ROWS], variants: VARIANTS);
+program!(BACKWARD = "rms_norm/backward.cu", headers: &[&COMMON, &ROWS], variants: VARIANTS);
+
+/// Each dtype and kind of row at least once.
+const VARIANTS: &[&[Define]] = &[
+    &variant("bf16", [32, 1, 1]),
+    &variant("bf16", [32, 4, 0]),
+    &variant("bf16", [256, 1, 1]),
+    &variant("bf16", [256, 4, 1]),
+    &variant("float", [32, 2, 1]),
+    &variant("float", [256, 1, 0]),
+    &variant("float", [256, 4, 1]),
+];
+
+const fn variant(element: &'static str, [threads, vectors, whole]: [i64; 3]) -> [Define; 4] {
+    [
+        ("ELEMENT", Value::Text(element)),
+        ("THREADS", Value::Int(threads)),
+        ("VECTORS", Value::Int(vectors)),
+        ("WHOLE", Value::Int(whole)),
+    ]
+}
+
+const BLOCK: i64 = 256;
+/// Channels that a thread has side by side.
+const EIGHT: i64 = 8;
+/// Up to here a row belongs to a warp.
+const NARROW: i64 = 1024;
+/// The widest row: as many channels as leave a thread its registers.
+const WIDEST: i64 = 4 * BLOCK * EIGHT;
+/// Blocks of the backward, which each leave a partial sum: a product of two numbers that are summed over one after the
+/// other.
+const PARTS: [i64; 2] = [8, 33];
+/// Blocks of the forward.
+const FORWARD_BLOCKS: i64 = 132 * 8;
+
+/// As [`rms_norm`](super::rms_norm), for CUDA tensors that are not empty; nothing where the definition is to run.
+pub(super) fn rms_norm(args: &RmsNorm<'_>) -> Result<Option<(Tensor, Tensor)>> {
+    let given = [Some(args.x), Some(args.weight), args.residual];
+    let graph = is_grad_enabled() && given.iter().flatten().any(|x| x.requires_grad());
+    let element = if args.x.kind() == Kind::BFloat16 { Kind::BFloat16 } else { Kind::Float };
+    let d = args.weight.size()[0];
+    let rows = |x: &Tensor| x.to_kind(element).contiguous().view([-1, d]);
+    let (x, residual) = (rows(args.x), args.residual.map(rows));
+    let whole = d % EIGHT == 0
+        && [Some(&x), residual.as_ref()].iter().flatten().all(|x| x.data_ptr().addr().is_multiple_of(16));
+    let found = Kernels::find(args, element, whole, graph);
+    let Some(kernels) = cuda::or_definition("rms_norm", found)? else { return Ok(None) };
+    let weight = args.weight.to_kind(Kind::Float).contiguous();
+    let mut inputs = vec![&x, &weight];
+    inputs.extend(&residual);
+    let outputs = autograd::apply("rms_norm", Norm { eps: args.eps, kernels }, &inputs)?;
+    let shape = args.x.size();
+    let back = |x: &Tensor| x.view(shape.as_slice()).to_kind(args.x.kind());
+    match outputs.as_slice() {
+        [y, sum] => Ok(Some((back(y), back(sum)))),
+        [y] => Ok(Some((back(y), args.x.shallow_clone()))),
+        _ => Err(Error::other("rms_norm: not one or two outputs")),
+    }
+}
+
+/// The kernels of one call, loaded.
+#[derive(Clone, Copy)]
+struct Kernels {
+    element: Kind,
+    /// Rows of a block at a time.
+    at_once: i64,
+    forward: &'static Loaded,
+    /// Only where gradients may be asked for.
+    backward: Option<(&'static Loaded, Sums)>,
+}
+
+impl Kernels {
+    fn find(args: &RmsNorm<'_>, element: Kind, whole: bool, graph: bool) -> Result<Self, Unavailable> {
+        let d = args.weight.size()[0];
+        if args.x.kind() == Kind::Double {
+            return Err("rms_norm has no CUDA kernel for float64".into());
+        }
+        if d > WIDEST {
+            return Err(format!("rms_norm has no CUDA kernel for more than {WIDEST} channels").into());
+        }
+        let device = args.x.device();
+        let threads = if d <= NARROW { 32 } else { BLOCK };
+        let vectors = ((d + threads * EIGHT - 1) / (threads * EIGHT)).max(1);
+        let name = if element == Kind::BFloat16 { "bf16" } else { "float" };
+        let defines = variant(name, [threads, vectors, whole.into()]);
+        let backward = graph
+            .then(|| Ok::<_, Unavailable>((BACKWARD.on(device, &defines)?, Sums::on(device)?)))
+            .transpose()?;
+        Ok(Self { element, at_once: BLOCK / threads, forward: FORWARD.on(device, &defines)?, backward })
+    }
+
+    fn shape(&self, rows: i64, most: i64) -> Result<Shape> {
+        let grid = blocks(rows, self.at_once)?.min(blocks(most, 1)?);
+        Ok(Shape { grid: [grid, 1, 1], block: [BLOCK as u32, 1, 1], shared: 0 })
+    }
+}
+
+/// The node of the graph. It saves what was normed, the weight and the rows' factors.
+struct Norm {
+    eps: f64,
+    kernels: Kernels,
+}
+
+impl Function for Norm {
+    fn forward(&mut self, saved: &mut Saved, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        let (x, weight, residual) = operands(inputs)?;
+        let ([rows, d], element) = (sizes(x), self.kernels.element);
+        let y = x.empty_like();
+        let sum = residual.map(Tensor::empty_like);
+        let inverse = saved.needs_any_grad().then(|| Tensor::empty([rows], (Kind::Float, x.device())));
+        let launch = self.kernels.forward.kernel("rms_norm_forward")?;
+        let launch = launch
+            .tensor(x, element)
+            .optional(residual, element)
+            .tensor(weight, Kind::Float)
+            .tensor(&y, element)
+            .optional(sum.as_ref(), element)
+            .optional(inverse.as_ref(), Kind::Float)
+            .i64(rows)
+            .i64(d)
+            .f32(self.eps as f32);
+        // SAFETY: the kernel's parameters in its order; the operands are contiguous rows of `d` elements.
+        unsafe { launch.run(self.kernels.shape(rows, FORWARD_BLOCKS)?) }?;
+        if let Some(inverse) = &inverse {
+            saved.save(sum.as_ref().unwrap_or(x));
+            saved.save(inverse);
+            for input in inputs {
+                saved.save(input);
+            }
+        }
+        Ok(std::iter::once(y).chain(sum).collect())
+    }
+
+    fn backward(&mut self, saved: &[Tensor], grads: &[Option<Tensor>]) -> Result<Vec<Option<Tensor>>> {
+        let [h, inverse, inputs @ ..] = saved else {
+            return Err(Error::other("rms_norm: nothing was saved"));
+        };
+        let definition = || {
+            let (x, weight, residual) = operands(inputs)?;
+            reference::rms_norm(&RmsNorm { x, residual, weight, eps: self.eps })
+        };
+        if let Some(gradients) = second::differentiable(inputs, grads, definition) {
+            return gradients;
+        }
+        let (_, weight, residual) = operands(inputs)?;
+        let ([rows, d], element) = (sizes(h), self.kernels.element);
+        let (loaded, sums) =
+            self.kernels.backward.ok_or_else(|| Error::other("rms_norm: no backward was loaded"))?;
+        // Fresh memory begins where a vector may.
+        let plain = |grad: &Tensor| {
+            if grad.data_ptr().addr().is_multiple_of(16) { grad.contiguous() } else { grad.copy() }
+        };
+        let dy = grads.first().and_then(Option::as_ref).map_or_else(|| h.zeros_like(), plain);
+        let dsum = grads.get(1).and_then(Option::as_ref).map(plain);
+        let dh = h.empty_like();
+        let shape = self.kernels.shape(rows, PARTS[0] * PARTS[1])?;
+        let parts = i64::from(shape.grid[0]);
+        let partial = Tensor::empty([parts, d], (Kind::Float, h.device()));
+        let launch = loaded
+            .kernel("rms_norm_backward")?
+            .tensor(h, element)
+            .tensor(weight, Kind::Float)
+            .tensor(inverse, Kind::Float)
+            .tensor(&dy, element)
+            .optional(dsum.as_ref(), element)
+            .tensor(&dh, element)
+            .tensor(&partial, Kind::Float)
+            .i64(rows)
+            .i64(d);
+        // SAFETY: as in the forward; gradients have the shapes of the outputs.
+        unsafe { launch.run(shape) }?;
+        let dweight = if parts == PARTS[0] * PARTS[1] {
+            let halfway = sums.of(&partial, [PARTS[0], PARTS[1], d])?;
+            sums.of(&halfway, [1, PARTS[0], d])?
+        } else {
+            sums.of(&partial, [1, parts, d])?
+        };
+        let mut gradients = vec![Some(dh.shallow_clone()), Some(dweight.f_view([d])?)];
+        gradients.extend(residual.map(|_| Some(dh)));
+        Ok(gradients)
+    }
+}
+
+/// `x`, `weight` and `residual`.
+fn operands(inputs: &[Tensor]) -> Result<(&Tensor, &Tensor, Option<&Tensor>)> {
+    match inputs {
+        [x, weight] => Ok((x, weight, None)),
+        [x, weight, residual] => Ok((x, weight, Some(residual))),
+        _ => Err(Error::other("rms_norm: operands are missing")),
+    }
+}
+
+fn sizes(x: &Tensor) -> [i64; 2] {
+    let size = x.size();
+    [size[0], size[1]]
+}

@@ -1,0 +1,154 @@
+//! Norm and loss on a GPU against their definitions on the CPU in f64: outputs and every gradient. Without a GPU the tests
+//! say so and do nothing.
+#![allow(clippy::unwrap_used)] // a test that fails should fail loudly
+
+mod common;
+
+use std::sync::Once;
+
+use common::{Noise, Outcome, differentiated, distance};
+use kernels::linear_cross_entropy::{self, IGNORE_INDEX, LinearCrossEntropy, Settings, linear_cross_entropy};
+use kernels::policy::{self, Policy};
+use kernels::rms_norm::{self, RmsNorm, rms_norm};
+use tch::{Cuda, Device, Kind, Tensor};
+use torch_bridge::{Result, cuda};
+
+const GPU: Device = Device::Cuda(0);
+
+/// CUDA is opened before any torch call, and kernels are required: a definition cannot take a kernel's place unseen.
+fn there_is_a_gpu() -> bool {
+    static ONCE: Once = Once::new();
+    let status = cuda::open();
+    if !status.opened || !Cuda::is_available() {
+        println!("skipped: {}", status.reason.unwrap_or_else(|| "no GPU".to_owned()));
+        return false;
+    }
+    ONCE.call_once(|| {
+        policy::set(Policy::Require);
+        kernels::cuda::ready(GPU).unwrap();
+    });
+    true
+}
+
+type Inputs = Vec<(&'static str, Tensor)>;
+
+/// What an operation, or its definition, makes of inputs on any device.
+type Run<'a> = &'a dyn Fn(&[Tensor], bool) -> Result<(Tensor, Tensor)>;
+
+fn moved(inputs: &Inputs, device: Device, kind: Kind) -> Inputs {
+    inputs.iter().map(|(name, x)| (*name, x.to_kind(kind).to_device(device))).collect()
+}
+
+/// Fails unless the kernels are as near to the truth as they must be, in f32 and bf16, and twice the same.
+fn check(inputs: &Inputs, what: &str, run: Run<'_>) {
+    let outcome = |inputs: &Inputs, weights: Kind, definition: bool| -> Outcome {
+        differentiated(inputs, weights, &|tensors| run(tensors, definition))
+    };
+    let truth = outcome(&moved(inputs, Device::Cpu, Kind::Double), Kind::Double, true);
+    let peer = outcome(&moved(inputs, Device::Cpu, Kind::Float), Kind::Double, true);
+    let gpu = moved(inputs, GPU, Kind::Float);
+    let ours = outcome(&gpu, Kind::Double, false);
+    ours.assert_finite(what);
+    ours.assert_as_near_as(&peer, &truth, &format!("f32, {what}"));
+    outcome(&gpu, Kind::Double, false).assert_equal(&ours, &format!("f32 again, {what}"));
+
+    let rounded = moved(inputs, Device::Cpu, Kind::BFloat16);
+    let truth = outcome(&moved(&rounded, Device::Cpu, Kind::Double), Kind::BFloat16, true);
+    let gpu = moved(&rounded, GPU, Kind::BFloat16);
+    let ours = outcome(&gpu, Kind::BFloat16, false);
+    for ((name, x), y) in ours.names.iter().zip(&ours.values).zip(&truth.values) {
+        let distance = distance(x, y);
+        assert!(distance <= 5e-3, "bf16, {what}: {name} is off by {distance:e}");
+    }
+    outcome(&gpu, Kind::BFloat16, false).assert_equal(&ours, &format!("bf16 again, {what}"));
+}
+
+#[test]
+fn the_norm_agrees_for_every_width() {
+    if !there_is_a_gpu() {
+        return;
+    }
+    for rows in [1, 3, 70, 2500] {
+        for d in [1, 7, 8, 64, 100, 256, 1000, 1024, 1025, 1600, 2048, 3200, 4097, 8192] {
+            if rows * d > 4_000_000 {
+                continue;
+            }
+            for residual in [false, true] {
+                let mut noise = Noise(rows as u64 * 10_007 + d as u64);
+                let mut inputs = vec![("x", noise.tensor(&[rows, d])), ("weight", noise.tensor(&[d]))];
+                if residual {
+                    inputs.push(("residual", noise.tensor(&[rows, d])));
+                }
+                check(
+                    &inputs,
+                    &format!("norm of {rows} x {d}, residual {residual}"),
+                    &|tensors, definition| {
+                        let args = RmsNorm {
+                            x: &tensors[0],
+                            weight: &tensors[1],
+                            residual: tensors.get(2),
+                            eps: 1e-6,
+                        };
+                        if definition { rms_norm::reference(&args) } else { rms_norm(&args) }
+                    },
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn the_loss_agrees_for_every_vocabulary() {
+    if !there_is_a_gpu() {
+        return;
+    }
+    let settings = [
+        Settings::PLAIN,
+        Settings { label_smoothing: 0.1, z_loss: 1e-3, soft_cap: None },
+        Settings { label_smoothing: 0.0, z_loss: 1e-4, soft_cap: Some(5.0) },
+    ];
+    for settings in settings {
+        for (rows, d, vocab) in [
+            (1, 1, 1),
+            (5, 8, 3),
+            (33, 16, 17),
+            (64, 32, 1000),
+            (40, 64, 8191),
+            (130, 16, 32_001),
+            (3, 8, 100_003),
+        ] {
+            let mut noise = Noise(rows as u64 * 31 + vocab as u64);
+            let targets: Vec<i64> = (0..rows)
+                .map(|_| {
+                    let target = noise.below(vocab as usize) as i64;
+                    if noise.chance(5) { IGNORE_INDEX } else { target }
+                })
+                .collect();
+            let targets = Tensor::from_slice(&targets);
+            // Logits of a few units, as a model has them.
+            let inputs = vec![
+                ("hidden", noise.tensor(&[rows, d])),
+                ("weight", noise.tensor(&[vocab, d]) / (d as f64).sqrt()),
+            ];
+            check(
+                &inputs,
+                &format!("loss of {rows} x {d} x {vocab}, {settings:?}"),
+                &|tensors, definition| {
+                    let targets = targets.to_device(tensors[0].device());
+                    let args = LinearCrossEntropy {
+                        hidden: &tensors[0],
+                        weight: &tensors[1],
+                        targets: &targets,
+                        settings,
+                    };
+                    let outputs = if definition {
+                        linear_cross_entropy::reference(&args)
+                    } else {
+                        linear_cross_entropy(&args)
+                    };
+                    outputs.map(|(loss, square)| (loss.shallow_clone(), loss * 0.0 + square))
+                },
+            );
+        }
+    }
+}
