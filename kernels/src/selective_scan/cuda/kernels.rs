@@ -1,6 +1,6 @@
 //! Which kernels a call takes, and how they are launched.
 
-use tch::{Kind, Tensor};
+use tch::Kind;
 use torch_bridge::Result;
 
 use super::SelectiveScan;
@@ -12,23 +12,52 @@ static SCAN: Header = Header { name: "scan.cuh", text: include_str!("../scan.cuh
 
 program!(FORWARD = "selective_scan/forward.cu", headers: &[&COMMON, &SCAN], variants: VARIANTS);
 program!(BACKWARD = "selective_scan/backward.cu", headers: &[&COMMON, &SCAN], variants: VARIANTS);
-program!(COMBINE = "selective_scan/combine.cu", variants: &[&[ELEMENTS[0]], &[ELEMENTS[1]]]);
+program!(COMBINE = "selective_scan/combine.cu", variants: &[&[Elements::BFloat16.define()], &[Elements::Float.define()]]);
 
-const ELEMENTS: [Define; 2] = [("ELEMENT", Value::Text("bf16")), ("ELEMENT", Value::Text("float"))];
+/// The dtype that a call reads and writes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Elements {
+    BFloat16,
+    Float,
+}
+
+impl Elements {
+    pub(super) const fn define(self) -> Define {
+        ("ELEMENT", Value::Text(if matches!(self, Self::BFloat16) { "bf16" } else { "float" }))
+    }
+
+    pub(super) fn kind(self) -> Kind {
+        if self == Self::BFloat16 { Kind::BFloat16 } else { Kind::Float }
+    }
+}
+
+/// What a call computes in: bf16 if u, delta and z are. (b and c are small and often come wider, from a norm; they
+/// follow.) Nothing for f64, which has no kernel.
+pub(super) fn of_elements(args: &SelectiveScan<'_>) -> Option<Elements> {
+    let narrow =
+        [Some(args.u), Some(args.delta), args.z].into_iter().flatten().all(|x| x.kind() == Kind::BFloat16);
+    let found = if narrow { Elements::BFloat16 } else { Elements::Float };
+    (args.u.kind() != Kind::Double).then_some(found)
+}
 
 /// Each dtype, number of states and switch at least once.
 const VARIANTS: &[&[Define]] = &[
-    &variant(0, 16, 1, [1, 1, 0]),
-    &variant(0, 16, 1, [1, 1, 1]),
-    &variant(0, 8, 1, [0, 1, 1]),
-    &variant(0, 64, 4, [1, 0, 0]),
-    &variant(1, 16, 1, [1, 1, 1]),
-    &variant(1, 32, 2, [0, 0, 0]),
+    &variant(Elements::BFloat16, 16, 1, [1, 1, 0]),
+    &variant(Elements::BFloat16, 16, 1, [1, 1, 1]),
+    &variant(Elements::BFloat16, 8, 1, [0, 1, 1]),
+    &variant(Elements::BFloat16, 64, 4, [1, 0, 0]),
+    &variant(Elements::Float, 16, 1, [1, 1, 1]),
+    &variant(Elements::Float, 32, 2, [0, 0, 0]),
 ];
 
-const fn variant(element: usize, states: i64, lanes: i64, [gated, softplus, masks]: [i64; 3]) -> [Define; 7] {
+const fn variant(
+    elements: Elements,
+    states: i64,
+    lanes: i64,
+    [gated, softplus, masks]: [i64; 3],
+) -> [Define; 7] {
     [
-        ELEMENTS[element],
+        elements.define(),
         ("STATES", Value::Int(states)),
         ("LANES", Value::Int(lanes)),
         ("CHECKPOINT", Value::Int(CHECKPOINT)),
@@ -75,21 +104,16 @@ pub(super) struct Pass {
 impl Kernels {
     pub(super) fn find(args: &SelectiveScan<'_>, graph: bool) -> Result<Self, Unavailable> {
         let (device, n_states) = (args.u.device(), args.a.size()[1]);
-        if args.u.kind() == Kind::Double {
-            return Err("selective_scan has no CUDA kernel for float64".into());
-        }
+        let elements = of_elements(args).ok_or("selective_scan has no CUDA kernel for float64")?;
         let states = [8, 16, 32, 64].into_iter().find(|states| n_states <= *states);
         let states =
             states.ok_or_else(|| format!("selective_scan has no CUDA kernel for d_state {n_states}"))?;
         if args.u.size()[0] > ROWS {
             return Err(format!("selective_scan has no CUDA kernel for more than {ROWS} rows").into());
         }
-        // b and c are small and often come wider than the rest, from a norm; they follow.
-        let narrow = [Some(args.u), Some(args.delta), args.z].into_iter().flatten();
-        let element = usize::from(!narrow.map(Tensor::kind).all(|kind| kind == Kind::BFloat16));
         let switches = [args.z.is_some(), args.delta_softplus, args.resets.is_some() || args.valid.is_some()];
         let load = |program: &'static cuda::Program, lanes| {
-            let defines = variant(element, states, lanes, switches.map(i64::from));
+            let defines = variant(elements, states, lanes, switches.map(i64::from));
             program.on(device, &defines).map(|loaded| Pass { loaded, lanes })
         };
         // A thread has 8 or 16 states.
@@ -101,11 +125,11 @@ impl Kernels {
             return Err("the backward of selective_scan needs more shared memory than this card has".into());
         }
         Ok(Self {
-            element: [Kind::BFloat16, Kind::Float][element],
+            element: elements.kind(),
             states,
             forward: load(&FORWARD, lanes)?,
             backward,
-            combine: COMBINE.on(device, &[ELEMENTS[element]])?,
+            combine: COMBINE.on(device, &[elements.define()])?,
             sums: Sums::on(device)?,
         })
     }
