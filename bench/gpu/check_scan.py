@@ -34,7 +34,7 @@ def gradients(reference, tensors, given, upstream):
 
 
 def scan(dtype, batch, time, d_inner, states, gated=True, skip=True, bias=True, softplus=True, resets=False, valid=False,
-         shared=True, views=False, segment=None, lanes=None, checkpoint=32, seed=0):
+         shared=True, views=False, segment=None, lanes=None, checkpoint=16, seed=0):
     g = torch.Generator("cuda").manual_seed(seed)
     rnd = lambda *s: torch.randn(*s, generator=g, device="cuda")
     uni = lambda *s: torch.rand(*s, generator=g, device="cuda")
@@ -74,7 +74,7 @@ def scan(dtype, batch, time, d_inner, states, gated=True, skip=True, bias=True, 
     name = f"scan {NAMES[dtype]} {batch}x{time}x{d_inner}x{states}" + "".join(
         f" {k}" for k, v in dict(ungated=not gated, noskip=not skip, nobias=not bias, plain=not softplus, resets=resets,
                                  valid=valid, perrow=not shared, views=views).items() if v)
-    name += f" segment={segment}" * bool(segment) + f" lanes={lanes}" * bool(lanes) + f" keep={checkpoint}" * (checkpoint != 32)
+    name += f" segment={segment}" * bool(segment) + f" lanes={lanes}" * bool(lanes) + f" keep={checkpoint}" * (checkpoint != 16)
     return report(name, dtype, errors)
 
 
@@ -147,7 +147,7 @@ if __name__ == "__main__":
         good &= scan(dtype, 1, 64, 64, 16, gated=False, skip=False, bias=False, softplus=False)
         good &= scan(dtype, 2, 200, 136, 16, segment=64)
         good &= scan(dtype, 2, 200, 70, 16, segment=96, lanes=2, resets=True)
-        good &= scan(dtype, 2, 90, 136, 16, checkpoint=16)
+        good &= scan(dtype, 2, 90, 136, 16, checkpoint=32)
         good &= scan(dtype, 2, 90, 136, 8)
         good &= scan(dtype, 2, 90, 100, 32, resets=True)
         good &= scan(dtype, 2, 90, 50, 64)

@@ -39,7 +39,7 @@ POISON = False
 
 
 class Scan:
-    def __init__(self, dtype, states, lanes=None, checkpoint=32, gated=True, softplus=True, masks=False):
+    def __init__(self, dtype, states, lanes=None, checkpoint=16, gated=True, softplus=True, masks=False):
         self.lanes = lanes or {8: 1, 16: 1, 32: 2, 64: 4}[states]
         self.states, self.checkpoint, self.dtype = states, checkpoint, dtype
         self.channels = 128 // self.lanes
