@@ -47,6 +47,7 @@ const VARIANTS: &[&[Define]] = &[
     &variant(Elements::BFloat16, 8, 1, [0, 1, 1]),
     &variant(Elements::BFloat16, 64, 4, [1, 0, 0]),
     &variant(Elements::Float, 16, 1, [1, 1, 1]),
+    &variant(Elements::Float, 16, 2, [1, 1, 0]),
     &variant(Elements::Float, 32, 2, [0, 0, 0]),
 ];
 
@@ -116,18 +117,28 @@ impl Kernels {
             let defines = variant(elements, states, lanes, switches.map(i64::from));
             program.on(device, &defines).map(|loaded| Pass { loaded, lanes })
         };
-        // A thread has 8 or 16 states.
-        let lanes = (states / 16).max(1);
-        let backward = graph.then(|| load(&BACKWARD, lanes)).transpose()?;
-        if backward.is_some_and(|pass| {
-            shared_bytes(pass.loaded).is_ok_and(|bytes| bytes > pass.loaded.shared_bytes())
-        }) {
-            return Err("the backward of selective_scan needs more shared memory than this card has".into());
+        // A thread has 16 states, or 8, with which a block is smaller.
+        let lanes = [(states / 16).max(1), (states / 8).min(4)];
+        let mut backward = None;
+        if graph {
+            for lanes in lanes {
+                let pass = load(&BACKWARD, lanes)?;
+                let bytes = shared_bytes(pass.loaded).map_err(|error| error.to_string())?;
+                if bytes <= pass.loaded.shared_bytes() {
+                    backward = Some(pass);
+                    break;
+                }
+            }
+            if backward.is_none() {
+                return Err(
+                    "the backward of selective_scan needs more shared memory than this card has".into()
+                );
+            }
         }
         Ok(Self {
             element: elements.kind(),
             states,
-            forward: load(&FORWARD, lanes)?,
+            forward: load(&FORWARD, lanes[0])?,
             backward,
             combine: COMBINE.on(device, &[elements.define()])?,
             sums: Sums::on(device)?,
