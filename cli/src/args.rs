@@ -1,5 +1,6 @@
 //! The command line: what can be said, and the help that teaches it.
 
+mod evaluate;
 mod generate;
 mod weights;
 
@@ -7,6 +8,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+pub use evaluate::Evaluate;
 pub use generate::Generate;
 pub use weights::{ExportHf, ExportTo, ImportFrom, ImportHf, Logits};
 
@@ -88,6 +90,9 @@ Example:
     /// Continue texts with a trained model
     #[command(after_help = generate::EXAMPLES)]
     Generate(Box<Generate>),
+    /// Measure a trained model on its validation text: in calls of any length, with other settings of the model
+    #[command(after_help = evaluate::EXAMPLES)]
+    Evaluate(Box<Evaluate>),
     /// Make a run of another library's weights
     Import(weights::Import),
     /// Write a run as another library's weights

@@ -2,7 +2,6 @@
 
 #![allow(clippy::unwrap_used)] // what fails here should fail loudly
 
-#[allow(dead_code)] // other tests use more of it
 mod common;
 
 use std::{

@@ -1,6 +1,7 @@
 //! The language head.
 
 use hymba_plus::prelude::*;
+use kernels::linear_cross_entropy::{LinearCrossEntropy, linear_cross_entropy};
 
 /// Logits over the vocabulary, by the embedding's matrix when the model ties them.
 #[component_config]
@@ -24,11 +25,8 @@ impl Head for LanguageHead {
         Ok(())
     }
 
-    fn forward(&self, parts: &Parts, hidden: &Tensor, tied: Option<&Tensor>) -> Result<Tensor> {
-        let weight = match tied {
-            Some(weight) => weight,
-            None => parts.parameter("weight")?,
-        };
+    fn forward(&self, parts: &Parts, hidden: &Tensor, call: HeadCall<'_>) -> Result<Tensor> {
+        let weight = weight(parts, call)?;
         let logits = hidden.f_linear(weight, None::<&Tensor>)?;
         Ok(match self.soft_cap {
             // In 32 bits: near the cap, 16 bits have no differences left.
@@ -39,4 +37,20 @@ impl Head for LanguageHead {
             None => logits,
         })
     }
+    fn cross_entropy(
+        &self,
+        parts: &Parts,
+        hidden: &Tensor,
+        loss: &TokenLoss<'_>,
+        call: HeadCall<'_>,
+    ) -> Result<Option<CrossEntropy>> {
+        let (weight, targets) = (weight(parts, call)?, loss.targets);
+        let settings = loss.settings(self.soft_cap);
+        let (sum, square) = linear_cross_entropy(&LinearCrossEntropy { hidden, weight, targets, settings })?;
+        Ok(Some(CrossEntropy { sum, square }))
+    }
+}
+
+fn weight<'a>(parts: &'a Parts, call: HeadCall<'a>) -> Result<&'a Tensor> {
+    call.tied.map_or_else(|| parts.parameter("weight"), Ok)
 }

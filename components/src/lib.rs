@@ -3,8 +3,10 @@
 
 mod attention;
 mod block_diagonal;
+mod classifier;
 mod convolution;
 mod embedding;
+mod forecaster;
 mod formats;
 mod fusion;
 mod head;
@@ -18,7 +20,9 @@ mod mlstm_block;
 mod moe;
 mod none;
 mod norm;
+mod patch;
 mod rope;
+mod series;
 mod slstm;
 
 #[cfg(test)]

@@ -104,7 +104,7 @@ impl Head for NoHead {
         Ok(())
     }
 
-    fn forward(&self, _parts: &Parts, hidden: &Tensor, _tied: Option<&Tensor>) -> Result<Tensor> {
+    fn forward(&self, _parts: &Parts, hidden: &Tensor, _call: HeadCall<'_>) -> Result<Tensor> {
         Ok(hidden.shallow_clone())
     }
 }

@@ -15,6 +15,7 @@ use torch_bridge::guards::NoGrad;
 use training::{
     data::{Document, TokenStream},
     telemetry::MetricRecord,
+    text_data::TextData,
     trainer::DataSection,
 };
 
@@ -67,13 +68,14 @@ impl Stage for Evaluate {
     fn run(&self, context: &mut StageContext<'_>) -> Result<(), StageError> {
         let stage = context.stage.clone();
         context.run.start_stage(&stage)?;
-        let blocks = context.data.validation_blocks(self.sequence_length, self.batch_size, &context.run)?;
+        let text = context.data.text()?;
+        let blocks = text.validation_blocks(self.sequence_length, self.batch_size, &context.run)?;
         let Some(blocks) = blocks else {
             let message =
                 "there is nothing to evaluate on: set `data.validation_fraction` above 0".to_owned();
             return Err(StageError::Other(message));
         };
-        let bytes = context.data.validation_bytes.max(1) as f64;
+        let bytes = text.validation_bytes.max(1) as f64;
         let bits = |loss: f64, count: f64| loss * count / std::f64::consts::LN_2 / bytes;
         let (loss, tokens) = {
             let _no_grad = NoGrad::new();
@@ -87,10 +89,10 @@ impl Stage for Evaluate {
             bits_per_byte: bits(loss, tokens as f64),
         }];
         if self.baselines {
-            rows.extend(token_baselines(context, bits));
-            rows.extend(byte_baselines(context, bits));
+            rows.extend(token_baselines(text, bits));
+            rows.extend(byte_baselines(text, bits));
         }
-        self.report(context, &rows, tokens)?;
+        self.report(context, &rows, tokens, text.validation_bytes)?;
         let record = MetricRecord::new("result", &stage, 0, tokens)
             .with("validation_loss", rows[0].loss.unwrap_or_default())
             .with("bits_per_byte", rows[0].bits_per_byte);
@@ -101,9 +103,9 @@ impl Stage for Evaluate {
 }
 
 /// N-gram models of the same tokens that the network sees; they are asked for each token that it is asked for.
-fn token_baselines(context: &StageContext<'_>, bits: impl Fn(f64, f64) -> f64) -> Vec<Row> {
-    let (train, held_out): (&TokenStream, &TokenStream) = (&context.data.train, &context.data.validation);
-    let vocabulary = context.data.tokenizer.vocab_size();
+fn token_baselines(text: &TextData, bits: impl Fn(f64, f64) -> f64) -> Vec<Row> {
+    let (train, held_out): (&TokenStream, &TokenStream) = (&text.train, &text.validation);
+    let vocabulary = text.tokenizer.vocab_size();
     let row = |(order, name): (usize, &str)| {
         let (sum, count) = NGram::train(order, vocabulary, &[train.tokens()]).loss(&[held_out.tokens()]);
         let loss = sum / count.max(1) as f64;
@@ -117,9 +119,9 @@ fn token_baselines(context: &StageContext<'_>, bits: impl Fn(f64, f64) -> f64) -
 }
 
 /// N-gram models of bytes: what needs no tokenizer.
-fn byte_baselines(context: &StageContext<'_>, bits: impl Fn(f64, f64) -> f64) -> Vec<Row> {
+fn byte_baselines(text: &TextData, bits: impl Fn(f64, f64) -> f64) -> Vec<Row> {
     let texts = |documents: &[Document]| bytes_of(documents.iter().map(|document| document.text.as_str()));
-    let (train, held_out) = (texts(&context.data.corpus.train), texts(&context.data.corpus.validation));
+    let (train, held_out) = (texts(&text.corpus.train), texts(&text.corpus.validation));
     let train: Vec<&[u32]> = train.iter().map(Vec::as_slice).collect();
     let held_out: Vec<&[u32]> = held_out.iter().map(Vec::as_slice).collect();
     let row = |(order, name): (usize, &str)| {
@@ -130,13 +132,19 @@ fn byte_baselines(context: &StageContext<'_>, bits: impl Fn(f64, f64) -> f64) ->
 }
 
 impl Evaluate {
-    fn report(&self, context: &StageContext<'_>, rows: &[Row], tokens: u64) -> Result<(), StageError> {
+    fn report(
+        &self,
+        context: &StageContext<'_>,
+        rows: &[Row],
+        tokens: u64,
+        bytes: usize,
+    ) -> Result<(), StageError> {
         let width = rows.iter().map(|row| row.name.chars().count()).max().unwrap_or(0);
         let grouped = hymba_plus::plan::grouped;
         let mut text = format!(
             "validation: {} tokens of {} bytes, read by the network in sequences of {}\n{:<width$}  loss/token  perplexity  bits/byte\n",
             grouped(tokens),
-            grouped(context.data.validation_bytes as u64),
+            grouped(bytes as u64),
             self.sequence_length,
             "",
         );
@@ -159,12 +167,12 @@ impl Evaluate {
         let report = json!({
             "sequence_length": self.sequence_length,
             "tokens": tokens,
-            "bytes": context.data.validation_bytes,
+            "bytes": bytes,
             "results": json,
         });
-        let bytes =
+        let json =
             serde_json::to_vec_pretty(&report).map_err(|error| StageError::Other(error.to_string()))?;
-        context.run.directory().write_stage_file(&context.stage, "evaluation.json", &bytes)?;
+        context.run.directory().write_stage_file(&context.stage, "evaluation.json", &json)?;
         Ok(())
     }
 }

@@ -29,9 +29,12 @@ pub mod prelude {
 
     pub use crate::{
         component_config, conformance,
-        model::{AuxiliaryLoss, Call, Inputs, MixerOutput, Parts, Statistics, slot::*},
+        model::{
+            AuxiliaryLoss, Call, CrossEntropy, HeadCall, Inputs, MixerOutput, Parts, Statistics, TokenLoss,
+            slot::*,
+        },
         params::Init,
-        plan::{Groups, Growth, KvRole, KvShape, Law, ModulePlan, StateKind},
+        plan::{Embedded, Groups, Growth, KvRole, KvShape, Law, ModulePlan, StateKind},
         register,
         registry::{Component, Finding},
         state::{Phase, Span, State, expand_batch},

@@ -194,6 +194,7 @@ fn plan(entry: &Entry, config: &Map<String, Value>) -> Option<ModulePlan> {
             max_positions: None,
             vocab_size: Some(VOCABULARY),
             tie_embeddings: false,
+            embedded: None,
             kv: KvRole::Own,
         };
         let mut plan = ModulePlan::new(context, entry.kind, entry.kind, width);

@@ -5,6 +5,7 @@ pub mod attention;
 pub mod causal_conv1d;
 pub mod cuda;
 pub mod kv_quant;
+pub mod linear_cross_entropy;
 pub mod mlstm;
 pub mod moe;
 mod operands;

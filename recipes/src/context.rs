@@ -11,7 +11,7 @@ use hymba_plus::{
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use training::{TaskError, TrainError, run::Run, text_data::TextData};
+use training::{TaskError, TrainError, data::Modality, run::Run, run_data::RunData, train_loop::Outcome};
 
 define_slot!(/** What a run does, one after the other: pretrain, evaluate, generate. */ stage: dyn Stage);
 
@@ -50,6 +50,11 @@ pub trait Stage: std::fmt::Debug {
         !self.makes_model()
     }
 
+    /// What the stage reads.
+    fn reads(&self) -> Modality {
+        Modality::Text
+    }
+
     /// What contradicts the recipe or its model, before anything runs; `path` is the stage's place in the recipe.
     fn check(&self, _recipe: &Recipe, _plan: Option<&ModelPlan>, _path: &str) -> Vec<Finding> {
         Vec::new()
@@ -70,8 +75,8 @@ pub struct StageContext<'a> {
     pub recipe: &'a Recipe,
     /// The run: directory, device, console, metrics.
     pub run: Run,
-    /// Tokenizer and tokens.
-    pub data: TextData,
+    /// The data.
+    pub data: RunData,
     /// The model as planned.
     pub plan: ModelPlan,
     /// The model as the stages so far left it; none before the first that needs it.
@@ -96,6 +101,24 @@ impl StageContext<'_> {
             Some(model) => Ok(model),
             None => Ok(Model::build(&self.plan, self.build_options())?),
         }
+    }
+
+    /// Says how a training stage ended and which step's weights it hands on; `targets` is what it learnt from.
+    pub fn report(&self, outcome: &Outcome, step: u64, targets: &str) {
+        let last = outcome.evaluation.iter().map(|(name, value)| format!(", {name} {value:.4}"));
+        let best = if step == outcome.steps {
+            String::new()
+        } else {
+            format!("; goes on with step {step}, the best")
+        };
+        self.run.console().line(&format!(
+            "{}: {} steps, {} {targets}{}{best}; checkpoint {}",
+            self.stage,
+            outcome.steps,
+            hymba_plus::plan::grouped(outcome.tokens),
+            last.collect::<String>(),
+            outcome.last.display()
+        ));
     }
 
     /// The model so far.

@@ -1,18 +1,32 @@
 //! A language model as something to train: next-token loss from the initial state.
 
-use std::collections::BTreeMap;
-
 use hymba_plus::{
-    model::{AuxiliaryLoss, Model, Observers, Statistics},
+    component_config,
+    model::{Model, Observers, Statistics, TokenLoss},
     params::Parameters,
     state::{ModelState, SpanInput},
 };
 use tch::{Kind, Tensor};
 use training::{
     Loss, Task, TaskError,
-    data::{Batch, ValidationBlocks, Weighted},
-    loss::cross_entropy_sum,
+    data::{Batch, IGNORE_INDEX, ValidationBlocks, Weighted},
 };
+
+use crate::auxiliary::with_auxiliary;
+
+/// What a further head predicts (multi-token prediction: Gloeckle et al. 2024).
+#[component_config]
+pub struct Target {
+    /// Name of the head in `model.heads`.
+    pub head: String,
+    /// Which token after the input it predicts; 1 is the next one, which the main head predicts, too.
+    #[schemars(range(min = 1, max = 65_536))]
+    pub offset: usize,
+    /// What its loss is multiplied by.
+    #[default(1.0)]
+    #[schemars(range(min = 0.0))]
+    pub weight: f64,
+}
 
 /// A model, how its loss is taken, and what it is validated on.
 #[derive(Debug)]
@@ -21,6 +35,10 @@ pub struct LanguageModel {
     pub model: Model,
     /// Share of the target distribution that is spread over the whole vocabulary.
     pub label_smoothing: f64,
+    /// Weight of `log(sum exp logits)^2`.
+    pub z_loss: f64,
+    /// What further heads predict. Their losses are added to the main one's, all of them per input token.
+    pub targets: Vec<Target>,
     /// Held-out tokens.
     pub validation: Option<ValidationBlocks>,
     /// Bytes of held-out text, for bits per byte.
@@ -33,8 +51,8 @@ fn failed(error: torch_bridge::Error) -> TaskError {
     error.into()
 }
 
-/// Logits of a batch from the state that every document starts from.
-fn logits(
+/// Hidden vectors of a batch from the state that every document starts from.
+fn hidden(
     model: &Model,
     batch: &Batch,
     initial: &ModelState,
@@ -43,34 +61,7 @@ fn logits(
 ) -> torch_bridge::Result<Tensor> {
     let resets = batch.has_resets().then_some(&batch.resets);
     let input = SpanInput { resets, training, ..SpanInput::default() };
-    let (hidden, _) = model.forward_observed(&batch.tokens, initial, initial, input, observers)?;
-    model.head(&hidden)
-}
-
-/// The cross-entropy of a micro-batch with the losses that modules add to it. Those are means over its tokens, meta
-/// tokens among them; times its targets, they are sums as the cross-entropy is.
-fn with_auxiliary(
-    cross_entropy: Tensor,
-    targets: i64,
-    auxiliary: &[AuxiliaryLoss],
-) -> torch_bridge::Result<Loss> {
-    if auxiliary.is_empty() {
-        return Ok(Loss::of_sum(cross_entropy));
-    }
-    let mut sum = cross_entropy.shallow_clone();
-    let mut by_name: BTreeMap<&str, Vec<Tensor>> = BTreeMap::new();
-    for loss in auxiliary {
-        if loss.weight > 0.0 {
-            sum = sum.f_add(&loss.value.f_mul_scalar(loss.weight * targets as f64)?)?;
-        }
-        by_name.entry(loss.name).or_default().push(loss.value.f_detach()?);
-    }
-    let mean = cross_entropy.f_detach()?.f_div_scalar(targets.max(1))?;
-    let mut measured = vec![("cross_entropy".to_owned(), mean)];
-    for (name, of_modules) in by_name {
-        measured.push((name.to_owned(), Tensor::f_stack(&of_modules, 0)?.f_mean(None)?));
-    }
-    Ok(Loss { sum, measured })
+    Ok(model.forward_observed(&batch.tokens, initial, initial, input, observers)?.0)
 }
 
 /// Mean loss per token in nats over all validation tokens, and their number.
@@ -78,18 +69,35 @@ fn with_auxiliary(
 /// # Errors
 /// When libtorch refuses or a batch cannot be made.
 pub fn validation_loss(model: &Model, blocks: &ValidationBlocks) -> Result<(f64, u64), TaskError> {
+    let mut all = validation_losses(model, blocks, &[])?;
+    Ok(all.pop().unwrap_or_default())
+}
+
+/// The same for the main head and each further one: their mean losses over the tokens that they predict, and how many
+/// those are.
+fn validation_losses(
+    model: &Model,
+    blocks: &ValidationBlocks,
+    targets: &[Target],
+) -> Result<Vec<(f64, u64)>, TaskError> {
     let initial = model.initial_state(false).map_err(failed)?;
-    let (mut sum, mut tokens) = (0.0, 0);
+    let mut sums = vec![(0.0, 0); 1 + targets.len()];
     for batch in blocks.batches() {
         let batch = batch?;
-        let loss = logits(model, &batch, &initial, false, Observers::default())
-            .and_then(|logits| cross_entropy_sum(&logits, &batch.targets, 0.0))
-            .and_then(|loss| Ok(f64::try_from(&loss.f_to_kind(Kind::Double)?)?))
-            .map_err(failed)?;
-        sum += loss;
-        tokens += batch.target_tokens() as u64;
+        let hidden = hidden(model, &batch, &initial, false, Observers::default()).map_err(failed)?;
+        let mut add = |place: usize, head: Option<&str>, targets: &Tensor| -> Result<(), TaskError> {
+            let loss =
+                model.cross_entropy(head, &hidden, &TokenLoss::plain(targets), false).map_err(failed)?.sum;
+            sums[place].0 += f64::try_from(&loss.f_to_kind(Kind::Double)?)?;
+            sums[place].1 += i64::try_from(&targets.f_ne(IGNORE_INDEX)?.f_sum(Kind::Int64)?)? as u64;
+            Ok(())
+        };
+        add(0, None, &batch.targets)?;
+        for (i, target) in targets.iter().enumerate() {
+            add(i + 1, Some(&target.head), &batch.targets_at(target.offset)?)?;
+        }
     }
-    Ok((sum / tokens.max(1) as f64, tokens))
+    Ok(sums.into_iter().map(|(sum, tokens)| (sum / tokens.max(1) as f64, tokens)).collect())
 }
 
 impl Task for LanguageModel {
@@ -103,14 +111,25 @@ impl Task for LanguageModel {
         let statistics = Statistics::default();
         let observers = Observers::statistics(&statistics);
         // Once per micro-batch: the meta tokens' gradients come from all its documents.
-        let loss = self.model.initial_state_observed(true, observers).and_then(|initial| {
-            let logits = logits(&self.model, batch, &initial, true, observers)?;
-            let cross_entropy = cross_entropy_sum(&logits, &batch.targets, self.label_smoothing)?;
-            let auxiliary = self.model.auxiliary_losses(&statistics)?;
-            statistics.detach_into(&self.statistics)?;
-            with_auxiliary(cross_entropy, batch.target_tokens(), &auxiliary)
-        });
-        loss.map_err(failed)
+        let initial = self.model.initial_state_observed(true, observers).map_err(failed)?;
+        let hidden = hidden(&self.model, batch, &initial, true, observers).map_err(failed)?;
+        let loss = |head: Option<&str>, targets: &Tensor| {
+            let loss = TokenLoss { targets, label_smoothing: self.label_smoothing, z_loss: self.z_loss };
+            self.model.cross_entropy(head, &hidden, &loss, true).map_err(failed)
+        };
+        let main = loss(None, &batch.targets)?;
+        let auxiliary = self.model.auxiliary_losses(&statistics).map_err(failed)?;
+        statistics.detach_into(&self.statistics).map_err(failed)?;
+        let tokens = batch.target_tokens();
+        let mut all = with_auxiliary(main.sum, "cross_entropy", tokens, &auxiliary).map_err(failed)?;
+        if self.z_loss > 0.0 {
+            all.measured.push(("z_loss".to_owned(), main.square.f_div_scalar(tokens.max(1))?));
+        }
+        for target in &self.targets {
+            let further = loss(Some(&target.head), &batch.targets_at(target.offset)?)?.sum;
+            all.sum = all.sum.f_add(&further.f_mul_scalar(target.weight)?)?;
+        }
+        Ok(all)
     }
 
     fn after_step(&mut self) -> Result<(), TaskError> {
@@ -120,11 +139,16 @@ impl Task for LanguageModel {
 
     fn evaluate(&mut self) -> Result<Vec<(String, f64)>, TaskError> {
         let Some(blocks) = &self.validation else { return Ok(Vec::new()) };
-        let (loss, tokens) = validation_loss(&self.model, blocks)?;
-        let bits = loss * tokens as f64 / std::f64::consts::LN_2;
-        Ok(vec![
-            ("validation_loss".to_owned(), loss),
-            ("bits_per_byte".to_owned(), bits / self.validation_bytes.max(1) as f64),
-        ])
+        let losses = validation_losses(&self.model, blocks, &self.targets)?;
+        let (loss, tokens) = losses[0];
+        let mut values = vec![("validation_loss".to_owned(), loss)];
+        if self.validation_bytes > 0 {
+            let bits = loss * tokens as f64 / std::f64::consts::LN_2;
+            values.push(("bits_per_byte".to_owned(), bits / self.validation_bytes as f64));
+        }
+        for (target, (loss, _)) in self.targets.iter().zip(&losses[1..]) {
+            values.push((format!("validation_loss_{}", target.head), *loss));
+        }
+        Ok(values)
     }
 }

@@ -6,8 +6,10 @@ use hymba_plus::{
     registry::{Finding, Section},
 };
 use training::{
+    data::Modality,
     run::{Run, RunOptions},
-    text_data::TextData,
+    run_data::RunData,
+    trainer::{DataSection, TokenizerSection},
 };
 
 use crate::{
@@ -22,8 +24,12 @@ fn check(recipe: &Recipe) -> Vec<Finding> {
     let Ok(Some(stages)) = recipe.section::<StagesSection>() else { return Vec::new() };
     // What is wrong with the model is reported by its own check.
     let plan = plan_model(recipe).ok().flatten();
-    let missing = |key: &&str| recipe.values().get(*key).is_none();
-    let mut findings: Vec<Finding> = NEEDED.iter().filter(|(key, _)| missing(key)).map(needed).collect();
+    let (modality, mut findings) = modality(recipe);
+    let missing = |key: &str| recipe.values().get(key).is_none();
+    // Only text is tokenized; where there are no data, text is meant.
+    let is_for_text = modality == Some(Modality::Text) || missing(DataSection::KEY);
+    let is_needed = |key: &str| key != TokenizerSection::KEY || is_for_text;
+    findings.extend(NEEDED.iter().filter(|(key, _)| missing(key) && is_needed(key)).map(needed));
     let mut has_model = false;
     for (i, component) in stages.0.iter().enumerate() {
         let Ok(stage) = component.make() else { continue };
@@ -40,9 +46,41 @@ fn check(recipe: &Recipe) -> Vec<Finding> {
             });
         }
         has_model |= stage.makes_model();
+        if let Some(given) = modality
+            && stage.reads() != given
+        {
+            findings.push(Finding {
+                path: path.clone(),
+                message: format!(
+                    "stage `{}` reads {}, and the data are {given}",
+                    component.kind,
+                    stage.reads()
+                ),
+                rule: "the stages of a recipe read the kind of data that it has".to_owned(),
+                help: Some("choose other `data`, or another stage".to_owned()),
+            });
+        }
         findings.extend(stage.check(recipe, plan.as_ref(), &path));
     }
     findings
+}
+
+/// What the data is made of, if that can be said, and what is wrong with it.
+fn modality(recipe: &Recipe) -> (Option<Modality>, Vec<Finding>) {
+    let Ok(Some(DataSection(data))) = recipe.section() else { return (None, Vec::new()) };
+    let Ok(spec) = data.make() else { return (None, Vec::new()) };
+    match spec.describe(&|path| recipe.path(path)) {
+        Ok(description) => (Some(description.modality()), Vec::new()),
+        Err(error) => {
+            let finding = Finding {
+                path: DataSection::KEY.to_owned(),
+                message: error.to_string(),
+                rule: "the data can be read".to_owned(),
+                help: None,
+            };
+            (None, vec![finding])
+        }
+    }
 }
 
 /// Sections that a recipe with stages has, and what for.
@@ -89,7 +127,7 @@ pub fn run(recipe: &Recipe, options: RunOptions) -> Result<(), RunError> {
         run.device(),
         run.directory().path().display()
     ));
-    let data = TextData::prepare(&run, recipe)?;
+    let data = RunData::prepare(&run, recipe)?;
     let mut context = StageContext { recipe, run, data, plan, model: None, stage: String::new() };
     // A stage that does something makes what the stages after it have done out of date.
     let mut is_current = true;

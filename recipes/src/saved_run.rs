@@ -1,9 +1,13 @@
 //! A run that was made before, opened to use its model.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use hymba_plus::{
     model::{BuildOptions, Model, ModelConfig},
+    params::ParameterPlan,
     plan::ModelPlan,
     registry::{Section, parse_config},
 };
@@ -44,6 +48,19 @@ impl SavedRun {
     /// # Errors
     /// When it is no run, has no such checkpoint, or its files do not fit together.
     pub fn open(folder: &Path, which: Which, device: Device) -> Result<Self, StageError> {
+        Self::open_as(folder, which, device, None)
+    }
+
+    /// [`open`](Self::open) with another configuration of the model, which has the same parameters.
+    ///
+    /// # Errors
+    /// As `open`, and when parameters differ.
+    pub fn open_as(
+        folder: &Path,
+        which: Which,
+        device: Device,
+        changed: Option<&ModelConfig>,
+    ) -> Result<Self, StageError> {
         let other = |message: String| StageError::Other(format!("{}{message}", folder.display()));
         let recipe = saved_recipe(folder)?;
         let recipe =
@@ -52,11 +69,23 @@ impl SavedRun {
         let tokenizer = has_tokenizer.then(|| Tokenizer::load(&saved_tokenizer(folder))).transpose()?;
         let model: ModelConfig =
             section(&recipe)?.ok_or_else(|| other("/recipe.yaml: the recipe has no model".to_owned()))?;
-        let plan = ModelPlan::resolve(&model, tokenizer.as_ref().map(|t| t.planned_vocab_size() as i64))
-            .map_err(|wrong| {
+        let vocab_size = tokenizer.as_ref().map(|t| t.planned_vocab_size() as i64);
+        let resolve = |model: &ModelConfig| {
+            ModelPlan::resolve(model, vocab_size).map_err(|wrong| {
                 let wrong: Vec<String> = wrong.iter().map(ToString::to_string).collect();
                 other(format!("/recipe.yaml: {}", wrong.join("; ")))
-            })?;
+            })
+        };
+        let mut plan = resolve(&model)?;
+        if let Some(changed) = changed {
+            let changed = resolve(changed)?;
+            let differences = differences(&plan.parameters, &changed.parameters);
+            if !differences.is_empty() {
+                let message = format!(": the changed model has other parameters: {}", differences.join("; "));
+                return Err(other(message));
+            }
+            plan = changed;
+        }
         let trainer = match section::<TrainerConfig>(&recipe)? {
             Some(trainer) => trainer,
             None => read(Value::Object(serde_json::Map::new()), TrainerConfig::KEY)?,
@@ -104,6 +133,26 @@ impl SavedRun {
             StageError::Other(message.to_owned())
         })
     }
+}
+
+/// What is to be loaded differently: parameters by name and shape.
+fn differences(saved: &[ParameterPlan], changed: &[ParameterPlan]) -> Vec<String> {
+    let shapes = |plans: &[ParameterPlan]| -> BTreeMap<String, Vec<i64>> {
+        plans.iter().map(|plan| (plan.name.clone(), plan.shape.clone())).collect()
+    };
+    let (saved, changed) = (shapes(saved), shapes(changed));
+    let mut all = Vec::new();
+    for (name, shape) in &saved {
+        match changed.get(name) {
+            None => all.push(format!("`{name}` is gone")),
+            Some(other) if other != shape => all.push(format!("`{name}` is {other:?} instead of {shape:?}")),
+            Some(_) => {}
+        }
+    }
+    all.extend(
+        changed.keys().filter(|name| !saved.contains_key(*name)).map(|name| format!("`{name}` is new")),
+    );
+    all
 }
 
 /// A section of a resolved recipe.

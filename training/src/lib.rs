@@ -7,7 +7,7 @@
 //! |---|---|
 //! | [`slot`] | the slots `tokenizer`, `dataset`, `optimizer`, `schedule` and what fills them |
 //! | [`tokenizer`] | byte-level BPE, unigram, bytes, a `tokenizer.json` |
-//! | [`data`] | documents, the token stream, shuffled and sequential windows with a saved position |
+//! | [`data`] | text, images and series; shuffled and sequential batches with a saved position |
 //! | [`optimizer`], [`schedule`] | AdamW; cosine, WSD, linear, constant |
 //! | [`checkpoint`] | directories of safetensors and JSON, atomic, checksummed |
 //! | [`run_dir`], [`run`] | what a run leaves behind, and the run itself |
@@ -24,6 +24,7 @@ mod files;
 pub mod loss;
 pub mod optimizer;
 pub mod run;
+pub mod run_data;
 pub mod run_dir;
 pub mod schedule;
 pub mod signals;
@@ -45,12 +46,13 @@ pub mod prelude {
     pub use crate::{
         checkpoint::{Checkpoint, CheckpointStore, TensorFile},
         data::{
-            Batch, Blocks, Corpus, Document, Fingerprint, IGNORE_INDEX, Loader, TokenStream,
-            ValidationBlocks, Weighted,
+            Batch, Blocks, Corpus, DataError, Dataset, Description, Document, Fingerprint, IGNORE_INDEX,
+            Loader, Modality, Samples, Shuffled, TokenStream, ValidationBlocks, Weighted, in_order,
         },
         error::{TaskError, TrainError},
         loss::cross_entropy_sum,
         run::{Run, RunOptions},
+        run_data::RunData,
         slot::{
             DatasetSpec, OptimizerSpec, Resolve, ScheduleSpec, TokenizerSpec, dataset, optimizer, schedule,
             tokenizer,

@@ -5,14 +5,14 @@ use std::path::PathBuf;
 use hymba_plus::{config::RecipePath, define_slot, params::Parameters};
 
 use crate::{
-    data::{Corpus, DataError},
+    data::{DataError, Dataset, Description},
     optimizer::{Optimizer, OptimizerError},
     schedule::ScheduleError,
     tokenizer::{Tokenizer, TokenizerError},
 };
 
 define_slot!(/** How text becomes token ids: trained on the run's own text, or read from a file. */ tokenizer: dyn TokenizerSpec);
-define_slot!(/** Where the text comes from, and how it is split into training and validation. */ dataset: dyn DatasetSpec);
+define_slot!(/** Where text, images or series come from, and how they are split. */ dataset: dyn DatasetSpec);
 define_slot!(/** How gradients change parameters. */ optimizer: dyn OptimizerSpec);
 define_slot!(/** How the learning rate moves over the steps of a stage. */ schedule: dyn ScheduleSpec);
 
@@ -40,13 +40,19 @@ pub trait TokenizerSpec {
 
 /// What a component of the slot `dataset` can do.
 pub trait DatasetSpec {
-    /// Reads and splits the data.
+    /// What it gives, known without making it: for the checks of a recipe. May look into small files.
+    ///
+    /// # Errors
+    /// When such a file is missing or is not what it should be.
+    fn describe(&self, resolve: Resolve<'_>) -> Result<Description, DataError>;
+
+    /// Reads or makes the data, and splits it.
     ///
     /// # Errors
     /// When a file is missing, is not what it should be, or leaves one of the splits empty.
-    fn load(&self, resolve: Resolve<'_>) -> Result<Corpus, DataError>;
+    fn load(&self, resolve: Resolve<'_>) -> Result<Dataset, DataError>;
 
-    /// Whether it gives documents to validate on, known without reading anything.
+    /// Whether it gives something to validate on, known without reading anything.
     fn holds_out(&self) -> bool;
 }
 

@@ -9,7 +9,7 @@ use crate::{
     error::TrainError,
     run::Run,
     tokenizer::Tokenizer,
-    trainer::{DataSection, TokenizerSection},
+    trainer::TokenizerSection,
 };
 
 /// The text of a recipe as tokens, and what it was made from.
@@ -30,16 +30,14 @@ pub struct TextData {
 }
 
 impl TextData {
-    /// Reads the sections `data` and `tokenizer`, trains the tokenizer if need be, and leaves the manifest of the data
-    /// and the tokenizer in the run directory. Later stages and a resumed run take the tokenizer that was left there.
+    /// Reads the section `tokenizer`, trains the tokenizer if need be, and leaves the manifest of the data and the
+    /// tokenizer in the run directory. Later stages and a resumed run take the tokenizer that was left there.
     ///
     /// # Errors
-    /// When a section is missing, or data or tokenizer fail.
-    pub fn prepare(run: &Run, recipe: &Recipe) -> Result<Self, TrainError> {
-        let data: DataSection = recipe.require("to know what to train on")?;
+    /// When the section is missing, or the tokenizer fails.
+    pub fn prepare(run: &Run, recipe: &Recipe, corpus: Corpus) -> Result<Self, TrainError> {
         let tokenizer: TokenizerSection = recipe.require("to turn text into tokens")?;
         let resolve = |path: &hymba_plus::config::RecipePath| recipe.path(path);
-        let corpus = data.0.make()?.load(&resolve)?;
         run.directory().write_data_manifest(&corpus.files)?;
 
         let (spec, saved) = (tokenizer.0.make()?, run.directory().tokenizer());
@@ -67,7 +65,8 @@ impl TextData {
     pub fn encode(corpus: Corpus, tokenizer: Tokenizer) -> Result<Self, DataError> {
         let train = Arc::new(TokenStream::encode(&corpus.train, &tokenizer)?);
         let validation = Arc::new(TokenStream::encode(&corpus.validation, &tokenizer)?);
-        let fingerprint = Fingerprint::of_files(&corpus.files).with("tokenizer", tokenizer.hash());
+        let fingerprint = Fingerprint::of_files(&corpus.files).and(&corpus.settings);
+        let fingerprint = fingerprint.with("tokenizer", tokenizer.hash());
         let validation_bytes = corpus.validation.iter().map(|document| document.text.len()).sum();
         Ok(Self { tokenizer, corpus: Arc::new(corpus), train, validation, validation_bytes, fingerprint })
     }

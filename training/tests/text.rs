@@ -5,7 +5,7 @@ mod common;
 
 use std::path::Path;
 
-use common::{loop_config, options};
+use common::{SEQUENCE_LENGTH, loop_config, options};
 use hymba_plus::{
     config::{LoadOptions, Recipe},
     params::{Init, ParameterPlan, Parameters},
@@ -46,7 +46,7 @@ fn recipe(folder: &Path, tokenizer: &str) -> Recipe {
 
 fn train_on(recipe: &Recipe, run_dir: &Path, resume: bool, steps: u64) -> Result<TextData, TrainError> {
     let mut run = Run::open(recipe, options(run_dir, resume))?;
-    let text = TextData::prepare(&run, recipe)?;
+    let RunData::Text(text) = RunData::prepare(&run, recipe)? else { panic!("no text") };
     let vocab = text.tokenizer.planned_vocab_size() as i64;
     let plan = ParameterPlan {
         name: "table".to_owned(),
@@ -58,9 +58,9 @@ fn train_on(recipe: &Recipe, run_dir: &Path, resume: bool, steps: u64) -> Result
     };
     let mut task = Table(Parameters::allocate(&[plan], run.device(), Kind::Float, run.seed()).unwrap());
     let config = loop_config(&json!({ "steps": steps, "schedule": "constant", "evaluate_every": null }));
-    let mut blocks = text.training_blocks(config.sequence_length, &run)?;
+    let mut blocks = text.training_blocks(SEQUENCE_LENGTH, &run)?;
     train(&mut run, "pretrain", &config, &mut task, &mut blocks)?;
-    Ok(text)
+    Ok(*text)
 }
 
 #[test]
@@ -98,7 +98,7 @@ fn another_tokenizer_is_refused_and_the_run_keeps_its_own() {
     let mut run = options(&run_dir, true);
     run.force = true;
     let changed = with("'<|b|>'");
-    let error = TextData::prepare(&Run::open(&changed, run).unwrap(), &changed).unwrap_err().to_string();
+    let error = RunData::prepare(&Run::open(&changed, run).unwrap(), &changed).unwrap_err().to_string();
     assert!(error.contains("tokenizer.json, which the run began with"), "{error}");
     assert_eq!(std::fs::read(run_dir.join("tokenizer.json")).unwrap(), before);
 }

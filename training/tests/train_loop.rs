@@ -247,7 +247,6 @@ fn settings_that_contradict_are_refused_before_anything_is_trained() {
     for (changes, words) in [
         (json!({ "accumulation": 3 }), "nearest that can are 3 and 6"),
         (json!({ "schedule": { "kind": "cosine", "warmup_steps": 21 } }), "warmup_steps"),
-        (json!({ "sequence_length": 100_000 }), "sequence_length"),
         (json!({ "optimizer": { "kind": "adamw", "betas": [2.0, 0.9] } }), "betas[0]"),
         (json!({ "steps": 0 }), "steps must be at least 1"),
     ] {

@@ -4,6 +4,7 @@ mod components;
 mod config;
 mod conformance;
 mod doctor;
+mod evaluate;
 mod export;
 mod generate;
 mod import;
@@ -42,6 +43,7 @@ pub fn dispatch(command: Command) -> Outcome {
         Command::Import(arguments) => import::run(&arguments.from),
         Command::Export(arguments) => export::run(&arguments.to),
         Command::Logits(arguments) => logits::run(&arguments),
+        Command::Evaluate(arguments) => evaluate::run(&arguments),
         Command::Doctor => doctor::run(),
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -1,4 +1,5 @@
 //! A recipe small enough to run in a second, and the command that runs it.
+#![allow(dead_code)] // each test binary uses a part
 
 use std::{
     path::{Path, PathBuf},
@@ -56,6 +57,11 @@ stages:
 impl Project {
     /// Writes the text and the recipe.
     pub fn new() -> Self {
+        Self::of(RECIPE)
+    }
+
+    /// Writes the text and another recipe.
+    pub fn of(recipe: &str) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let words =
             ["the", "state", "of", "a", "layer", "is", "value", "and", "meta", "tokens", "come", "first"];
@@ -65,7 +71,7 @@ impl Project {
             text.push_str(if i % 40 == 39 { ".\n\n" } else { " " });
         }
         std::fs::write(folder.path().join("text.txt"), text).expect("the text is written");
-        std::fs::write(folder.path().join("recipe.yaml"), RECIPE).expect("the recipe is written");
+        std::fs::write(folder.path().join("recipe.yaml"), recipe).expect("the recipe is written");
         Self { folder }
     }
 
@@ -95,9 +101,9 @@ impl Project {
     }
 }
 
-/// Weights and optimizer after the last step, byte by byte.
-pub fn final_bytes(run: &Path) -> (Vec<u8>, Vec<u8>) {
-    let folder = run.join("checkpoints/pretrain/step-00000012");
+/// Weights and optimizer after step 12, the last of the stage, byte by byte.
+pub fn final_bytes(run: &Path, stage: &str) -> (Vec<u8>, Vec<u8>) {
+    let folder = run.join(format!("checkpoints/{stage}/step-00000012"));
     let read =
         |name: &str| std::fs::read(folder.join(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
     (read("model.safetensors"), read("optimizer.safetensors"))

@@ -57,6 +57,7 @@ impl Spec {
             max_positions: None,
             vocab_size: None,
             tie_embeddings: false,
+            embedded: None,
             kv: role,
         };
         let mut plan = ModulePlan::new(context, PREFIX, &component.kind, self.d_model);

@@ -142,3 +142,12 @@ impl Call<'_> {
         self.observers.statistics.map_or(Ok(()), |statistics| statistics.add(module, name, &value()?))
     }
 }
+
+/// What a head is told besides the hidden vectors.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct HeadCall<'a> {
+    /// The embedding's matrix, if the head's plan asked for it and the model ties them.
+    pub tied: Option<&'a Tensor>,
+    /// Whether dropout is active.
+    pub training: bool,
+}

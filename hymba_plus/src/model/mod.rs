@@ -4,6 +4,7 @@ pub(crate) mod build;
 mod built;
 pub mod config;
 mod layer;
+mod loss;
 mod observe;
 mod pattern;
 pub mod slot;
@@ -13,8 +14,9 @@ use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
 use torch_bridge::{Error, Result};
 
-pub use built::{Built, Call, Inputs, MixerOutput, Parts};
+pub use built::{Built, Call, HeadCall, Inputs, MixerOutput, Parts};
 pub use config::ModelConfig;
+pub use loss::{CrossEntropy, TokenLoss};
 pub use observe::{AuxiliaryLoss, Observers, Statistics, Taps};
 pub(crate) use pattern::WINDOW;
 
@@ -169,12 +171,37 @@ impl Model {
         Ok((span.restore(&hidden)?, ModelState { next_position, uniform_position, ..after }))
     }
 
-    /// Outputs of the head (logits `[batch, time, vocab_size]` of a language model) for hidden vectors.
+    /// Outputs of the head (logits `[batch, time, vocab_size]` of a language model) for hidden vectors, without dropout.
     ///
     /// # Errors
     /// When libtorch refuses.
     pub fn head(&self, hidden: &Tensor) -> Result<Tensor> {
-        self.apply(self.head.as_ref(), hidden)
+        self.apply(self.head.as_ref(), hidden, false)
+    }
+
+    /// Runs whole inputs (images, windows of a series) from the initial state to the head's outputs, one for each input
+    /// and in its units.
+    ///
+    /// # Errors
+    /// When shapes do not fit, or libtorch refuses.
+    pub fn outputs(&self, inputs: &Tensor, training: bool) -> Result<Tensor> {
+        self.outputs_observed(inputs, training, Observers::default())
+    }
+
+    /// [`outputs`](Self::outputs) for those who watch it.
+    ///
+    /// # Errors
+    /// As `outputs`.
+    pub fn outputs_observed(
+        &self,
+        inputs: &Tensor,
+        training: bool,
+        observers: Observers<'_>,
+    ) -> Result<Tensor> {
+        let initial = self.initial_state_observed(training, observers)?;
+        let input = SpanInput { training, ..SpanInput::default() };
+        let (hidden, _) = self.forward_observed(inputs, &initial, &initial, input, observers)?;
+        self.embedding.restore(&self.apply(self.head.as_ref(), &hidden, training)?, inputs)
     }
 
     /// Outputs of one of the further heads.
@@ -182,17 +209,43 @@ impl Model {
     /// # Errors
     /// When the model has no head of that name, or libtorch refuses.
     pub fn head_named(&self, name: &str, hidden: &Tensor) -> Result<Tensor> {
-        let head = self.heads.get(name).ok_or_else(|| {
-            let known: Vec<_> = self.heads.keys().map(String::as_str).collect();
-            Error::other(format!("the model has no head `{name}`; it has: {}", known.join(", ")))
-        })?;
-        self.apply(head.as_ref(), hidden)
+        self.apply(self.further_head(name)?, hidden, false)
     }
 
-    fn apply(&self, head: &dyn HeadModule, hidden: &Tensor) -> Result<Tensor> {
-        let tied =
-            head.parts().plan.tied_rows.and_then(|_| self.embedding.parts().optional_parameter("weight"));
-        head.forward(hidden, tied)
+    fn further_head(&self, name: &str) -> Result<&dyn HeadModule> {
+        self.heads.get(name).map(AsRef::as_ref).ok_or_else(|| {
+            let known: Vec<_> = self.heads.keys().map(String::as_str).collect();
+            Error::other(format!("the model has no head `{name}`; it has: {}", known.join(", ")))
+        })
+    }
+
+    /// The loss of the main head, or of a further one by its name, without making more logits than it must.
+    ///
+    /// # Errors
+    /// As `head_named`, and when a target is no index of the head's outputs.
+    pub fn cross_entropy(
+        &self,
+        head: Option<&str>,
+        hidden: &Tensor,
+        loss: &TokenLoss<'_>,
+        training: bool,
+    ) -> Result<CrossEntropy> {
+        let head = head.map_or(Ok(self.head.as_ref()), |name| self.further_head(name))?;
+        let call = self.head_call(head, training);
+        match head.cross_entropy(hidden, loss, call)? {
+            Some(loss) => Ok(loss),
+            None => loss.of_logits(&head.forward(hidden, call)?),
+        }
+    }
+
+    fn apply(&self, head: &dyn HeadModule, hidden: &Tensor, training: bool) -> Result<Tensor> {
+        head.forward(hidden, self.head_call(head, training))
+    }
+
+    fn head_call(&self, head: &dyn HeadModule, training: bool) -> HeadCall<'_> {
+        let tied = head.parts().plan.tied_rows;
+        let tied = tied.and_then(|_| self.embedding.parts().optional_parameter("weight"));
+        HeadCall { tied, training }
     }
 
     /// The losses that modules add to the task's, from the statistics of the passes of one loss.

@@ -8,7 +8,9 @@
 use tch::Tensor;
 use torch_bridge::Result;
 
-use super::{AuxiliaryLoss, Built, Call, Inputs, MixerOutput, Parts, Statistics};
+use super::{
+    AuxiliaryLoss, Built, Call, CrossEntropy, HeadCall, Inputs, MixerOutput, Parts, Statistics, TokenLoss,
+};
 use crate::{define_slot, plan::ModulePlan, registry::Finding, state::State};
 
 /// Declares the trait of a slot's components, the object-safe twin that the registry holds, and the module.
@@ -150,16 +152,22 @@ module_slot!(
     /// Turns inputs into vectors: token ids, images, series. A parameter `weight [vocab_size, d_model]` is what a tied
     /// head shares.
     Embedding, EmbeddingObject, EmbeddingModule:
-    /// Inputs, `[batch, ...]` (token ids: `[batch, time]`), to `[batch, time, d_model]`.
+    /// Inputs, `[batch, ...]` (token ids: `[batch, time]`), to `[rows, time, d_model]`: a row for each input, or several
+    /// (one for each channel of a series).
     fn forward(inputs: &Tensor) -> Tensor;
+    /// Brings a head's outputs `[rows, ...]` back to `[batch, ...]` and to the units of `inputs`, where `forward` changed
+    /// them: joins the rows of an input, undoes its normalisation. Left as they are unless the component says otherwise.
+    fn restore(outputs: &Tensor, inputs: &Tensor) -> Tensor { Ok(outputs.shallow_clone()) }
 );
 module_slot!(
     /// Turns the last hidden vectors into outputs: logits, classes, forecasts. One that uses the embedding's matrix
     /// asks its plan by [`ModulePlan::tied`].
     Head, HeadObject, HeadModule:
-    /// Hidden vectors `[batch, time, d_model]` to outputs; `tied` is the embedding's matrix if its
-    /// plan asked for it and the model ties them.
-    fn forward(hidden: &Tensor, tied: Option<&Tensor>) -> Tensor;
+    /// Hidden vectors `[batch, time, d_model]` to outputs.
+    fn forward(hidden: &Tensor, call: HeadCall<'_>) -> Tensor;
+    /// The cross-entropy of the outputs as logits, for a head that has it without making them all; left out, it is taken
+    /// of what `forward` gives.
+    fn cross_entropy(hidden: &Tensor, loss: &TokenLoss<'_>, call: HeadCall<'_>) -> Option<CrossEntropy> { Ok(None) }
 );
 
 define_slot!(/** Mixes along the sequence: attention, state-space models, recurrent networks. */ sequence_mixer: dyn MixerObject);

@@ -1,5 +1,6 @@
 //! The plan: what stands between a recipe's words and a model's tensors. Pure data, made without allocating.
 
+mod axis;
 mod exemption;
 mod layer;
 mod model;
@@ -9,6 +10,7 @@ mod render;
 mod state;
 mod summary;
 
+pub use axis::{Axis, Embedded};
 pub use exemption::{Exemption, Law};
 pub use layer::{LayerPlan, MatrixPlan, MixerPlan};
 pub(crate) use model::ACTIVATIONS;

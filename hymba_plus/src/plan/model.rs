@@ -100,6 +100,7 @@ impl ModelPlan {
             max_positions: config.max_positions,
             vocab_size: config.vocab_size.or(vocab_size),
             tie_embeddings: config.tie_embeddings,
+            embedded: None,
             kv: KvRole::Own,
         };
         if expansion.layers.len() > config.n_layers {
@@ -137,6 +138,8 @@ impl ModelPlan {
         let mut ends = Ends { context: &context, findings: &mut findings };
         let embedding = ends.plan("embedding", "embedding", &config.embedding, EmbeddingObject::plan);
         let final_norm = ends.plan("final_norm", "norm", &config.norm, NormObject::plan);
+        let context = ModuleContext { embedded: embedding.module.embedded, ..context.clone() };
+        let mut ends = Ends { context: &context, findings: &mut findings };
         let head = ends.plan("head", "head", &config.head, HeadObject::plan);
         let heads: BTreeMap<_, _> = config
             .heads

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::{Exemption, Growth, Law, StateKind, StatePlan};
+use super::{Axis, Embedded, Exemption, Growth, Law, StateKind, StatePlan};
 use crate::{
     model::{
         ModelConfig,
@@ -99,6 +99,8 @@ pub struct ModuleContext {
     pub vocab_size: Option<i64>,
     /// Whether heads use the embedding's matrix. See [`ModulePlan::tied`].
     pub tie_embeddings: bool,
+    /// For heads: what the embedding makes of an input, when that is always the same.
+    pub embedded: Option<Embedded>,
     /// The layer's part in sharing keys and values.
     pub kv: KvRole,
 }
@@ -148,6 +150,12 @@ pub struct ModulePlan {
     pub tied_rows: Option<i64>,
     /// What a position encoding multiplies queries and keys by, each; 1 unless it says so.
     pub attention_factor: f64,
+    /// Dimensions of what an embedding takes; none when they do not matter.
+    pub input_axes: Vec<Axis>,
+    /// Dimensions of what a head gives; none when they do not matter.
+    pub output_axes: Vec<Axis>,
+    /// What an embedding makes of an input, when that is always the same.
+    pub embedded: Option<Embedded>,
     /// Longest document it is made for, meta tokens not counted; none when any will do.
     pub longest_document: Option<i64>,
     /// Laws that it cannot keep; see [`exempt`](Self::exempt).
@@ -176,6 +184,9 @@ impl ModulePlan {
             kv_shape: None,
             tied_rows: None,
             attention_factor: 1.0,
+            input_axes: Vec::new(),
+            output_axes: Vec::new(),
+            embedded: None,
             longest_document: None,
             exemptions: Vec::new(),
             children: BTreeMap::new(),

@@ -47,6 +47,12 @@ pub(crate) trait Float:
 
     /// `self * y + z`, rounded once.
     fn fused(self, y: Self, z: Self) -> Self;
+
+    /// The nearest value.
+    fn of(x: f64) -> Self;
+
+    /// The same value.
+    fn widen(self) -> f64;
 }
 
 // Both polynomials interpolate at Chebyshev nodes; the error is the largest relative one, before rounding.
@@ -85,6 +91,16 @@ impl Float for f32 {
     #[inline(always)]
     fn fused(self, y: Self, z: Self) -> Self {
         self.mul_add(y, z)
+    }
+
+    #[inline(always)]
+    fn of(x: f64) -> Self {
+        x as f32
+    }
+
+    #[inline(always)]
+    fn widen(self) -> f64 {
+        self.into()
     }
 }
 
@@ -139,5 +155,15 @@ impl Float for f64 {
     #[inline(always)]
     fn fused(self, y: Self, z: Self) -> Self {
         self.mul_add(y, z)
+    }
+
+    #[inline(always)]
+    fn of(x: f64) -> Self {
+        x
+    }
+
+    #[inline(always)]
+    fn widen(self) -> f64 {
+        self
     }
 }

@@ -153,7 +153,7 @@ impl Stage for Generate {
     fn run(&self, context: &mut StageContext<'_>) -> Result<(), StageError> {
         let stage = context.stage.clone();
         context.run.start_stage(&stage)?;
-        let (model, tokenizer) = (context.trained_model()?, &context.data.tokenizer);
+        let (model, tokenizer) = (context.trained_model()?, &context.data.text()?.tokenizer);
         let prompts = self.all_prompts();
         let tokens: Vec<Vec<i64>> =
             prompts.iter().map(|prompt| prompt.tokens(tokenizer)).collect::<Result<_, _>>()?;

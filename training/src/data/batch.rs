@@ -1,6 +1,6 @@
 //! What one micro-batch of language-model training is.
 
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::DataError;
 
@@ -9,6 +9,9 @@ pub const IGNORE_INDEX: i64 = -100;
 
 /// Something that a loop can weigh: a micro-batch counts as much as it has targets.
 pub trait Weighted {
+    /// What its targets are called where their number is shown.
+    const TARGETS: &'static str = "tokens";
+
     /// Number of targets that the loss sums over, known without asking the device.
     fn target_tokens(&self) -> i64;
 }
@@ -54,6 +57,34 @@ impl Batch {
         })
     }
 
+    /// What stands `offset` tokens after each input, `[batch, time]`: `targets` for 1. [`IGNORE_INDEX`] where that lies
+    /// beyond the row, or beyond the end of the input's document (the end itself counts).
+    ///
+    /// # Errors
+    /// When `offset` is 0, or libtorch refuses.
+    pub fn targets_at(&self, offset: usize) -> Result<Tensor, DataError> {
+        if offset == 0 {
+            return Err(DataError::Zero { name: "offset" });
+        }
+        let (further, time) = ((offset - 1) as i64, self.sequence_length());
+        if further >= time {
+            return Ok(self.targets.f_full_like(IGNORE_INDEX)?);
+        }
+        let mut targets = self.targets.f_narrow(1, further, time - further)?;
+        if self.has_resets {
+            // No document may start after the input and before what it predicts.
+            let started = self.resets.f_cumsum(1, Kind::Int64)?;
+            let here = started.f_narrow(1, 0, time - further)?;
+            let there = started.f_narrow(1, further, time - further)?;
+            targets = targets.f_masked_fill(&here.f_ne_tensor(&there)?, IGNORE_INDEX)?;
+        }
+        Ok(targets.f_constant_pad_nd([0, further])?.f_index_fill(
+            1,
+            &Tensor::f_arange_start(time - further, time, (Kind::Int64, self.targets.device()))?,
+            IGNORE_INDEX,
+        )?)
+    }
+
     /// Number of sequences.
     pub fn batch_size(&self) -> i64 {
         self.tokens.size()[0]
@@ -73,5 +104,26 @@ impl Batch {
 impl Weighted for Batch {
     fn target_tokens(&self) -> i64 {
         self.target_tokens
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_further_on_stay_within_the_row_and_the_document() {
+        // Two documents in the first row (the second starts at its third input), one in the second.
+        let (tokens, targets) = ([0, 5, 0, 6, 7, 1, 2, 3, 4, 5], [5, 0, 6, 7, 8, 2, 3, 4, 5, IGNORE_INDEX]);
+        let resets = [true, false, true, false, false, true, false, false, false, false];
+        let batch = Batch::new(&tokens, &targets, &resets, 5, Device::Cpu).unwrap();
+        let at = |offset| Vec::<Vec<i64>>::try_from(batch.targets_at(offset).unwrap()).unwrap();
+        let x = IGNORE_INDEX;
+        assert_eq!(at(1), [&targets[..5], &targets[5..]]);
+        // Input 5 sees the end of its document (the 0) next, and nothing after it.
+        assert_eq!(at(2), [[0, x, 7, 8, x], [3, 4, 5, x, x]]);
+        assert_eq!(at(3), [[x, x, 8, x, x], [4, 5, x, x, x]]);
+        assert_eq!(at(6), [[x; 5], [x; 5]]);
+        assert!(batch.targets_at(0).is_err());
     }
 }

@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tch::Device;
 
-use super::{Batch, DataError, Fingerprint, Loader, Permutation, TokenStream, part_size, stream::Rows};
+use super::{Batch, DataError, Fingerprint, Loader, TokenStream, part_size, shuffle::Shuffle, stream::Rows};
 
 /// Windows of `sequence_length` tokens, in a new order every epoch.
 ///
@@ -16,19 +15,9 @@ use super::{Batch, DataError, Fingerprint, Loader, Permutation, TokenStream, par
 pub struct Blocks {
     stream: Arc<TokenStream>,
     sequence_length: usize,
-    seed: u64,
     device: Device,
-    position: Position,
-    order: Permutation,
+    shuffle: Shuffle,
     fingerprint: Fingerprint,
-}
-
-/// Where the next window comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Position {
-    epoch: u64,
-    index: u64,
 }
 
 impl Blocks {
@@ -53,14 +42,13 @@ impl Blocks {
             .with("seed", seed)
             .with("sequence_length", sequence_length)
             .with("training tokens", stream.len());
-        let position = Position { epoch: 0, index: 0 };
-        let order = Permutation::new(windows(&stream, sequence_length), seed, 0);
-        Ok(Self { stream, sequence_length, seed, device, position, order, fingerprint })
+        let shuffle = Shuffle::new((stream.targets() / sequence_length) as u64, seed);
+        Ok(Self { stream, sequence_length, device, shuffle, fingerprint })
     }
 
     /// Windows in an epoch.
     pub fn windows(&self) -> u64 {
-        windows(&self.stream, self.sequence_length)
+        self.shuffle.len()
     }
 
     /// Tokens at the end of the stream that fill no window, without the one that is the last target.
@@ -70,26 +58,8 @@ impl Blocks {
 
     /// The epoch of the next window, from 0.
     pub fn epoch(&self) -> u64 {
-        self.position.epoch
+        self.shuffle.epoch()
     }
-
-    fn next_window(&mut self) -> usize {
-        let window = self.order.get(self.position.index);
-        self.position.index += 1;
-        if self.position.index == self.windows() {
-            self.go_to(Position { epoch: self.position.epoch + 1, index: 0 });
-        }
-        window as usize
-    }
-
-    fn go_to(&mut self, position: Position) {
-        self.position = position;
-        self.order = Permutation::new(self.windows(), self.seed, position.epoch);
-    }
-}
-
-fn windows(stream: &TokenStream, sequence_length: usize) -> u64 {
-    (stream.targets() / sequence_length) as u64
 }
 
 impl Loader for Blocks {
@@ -101,7 +71,7 @@ impl Loader for Blocks {
             .map(|_| {
                 let mut rows = Rows::default();
                 for _ in 0..size {
-                    let start = self.next_window() * self.sequence_length;
+                    let start = self.shuffle.next() as usize * self.sequence_length;
                     self.stream.window(start, self.sequence_length, 0, &mut rows);
                 }
                 Batch::new(&rows.tokens, &rows.targets, &rows.resets, self.sequence_length, self.device)
@@ -110,18 +80,11 @@ impl Loader for Blocks {
     }
 
     fn state(&self) -> Value {
-        serde_json::json!(self.position)
+        self.shuffle.state()
     }
 
     fn restore(&mut self, state: &Value) -> Result<(), DataError> {
-        let position: Position = serde_json::from_value(state.clone())
-            .map_err(|error| DataError::State { message: format!("{state}: {error}") })?;
-        if position.index >= self.windows() {
-            let message = format!("window {} of an epoch of {}", position.index, self.windows());
-            return Err(DataError::State { message });
-        }
-        self.go_to(position);
-        Ok(())
+        self.shuffle.restore(state, "window")
     }
 
     fn fingerprint(&self) -> Fingerprint {

@@ -1,14 +1,13 @@
 //! `kind: named`: data sets that the world knows by name, checked byte for byte.
 
-use std::path::PathBuf;
-
 use hymba_plus::{component_config, register};
 
-use super::{Corpus, DataError, Document, SplitKind, corpus, split};
+use super::{
+    Corpus, DataError, Dataset, Description, Document, Fingerprint, SplitKind,
+    published::{Published, directories},
+    split,
+};
 use crate::slot::{DatasetSpec, Resolve, dataset};
-
-/// The environment variable that names the data directory.
-const DATA_DIR: &str = "HYMBA_DATA_DIR";
 
 /// A public data set by its name, checked against its published SHA-256. It is looked for in the directory
 /// `HYMBA_DATA_DIR`, or in `data/` where the command runs.
@@ -33,17 +32,6 @@ pub enum DatasetName {
     Wikitext2Valid,
     /// The test part of WikiText-2 (Merity et al. 2016), tokenised by words; CC BY-SA 3.0.
     Wikitext2Test,
-}
-
-/// A row of the catalogue.
-#[derive(Debug, Clone, Copy)]
-struct Published {
-    name: &'static str,
-    file: &'static str,
-    size: u64,
-    sha256: &'static str,
-    licence: &'static str,
-    address: &'static str,
 }
 
 impl DatasetName {
@@ -77,74 +65,19 @@ impl DatasetName {
     }
 }
 
-/// Directories where a data set is looked for, the first one being where it should be put.
-fn directories() -> Vec<PathBuf> {
-    match std::env::var_os(DATA_DIR) {
-        Some(directory) if !directory.is_empty() => vec![directory.into()],
-        _ => vec![PathBuf::from("data")],
-    }
-}
-
 impl DatasetSpec for NamedDataset {
-    fn load(&self, _resolve: Resolve<'_>) -> Result<Corpus, DataError> {
-        self.load_from(&directories())
+    fn describe(&self, _resolve: Resolve<'_>) -> Result<Description, DataError> {
+        Ok(Description::Text)
+    }
+
+    fn load(&self, _resolve: Resolve<'_>) -> Result<Dataset, DataError> {
+        let (text, record) = self.name.published().read(&directories())?;
+        let (train, validation) =
+            split::split(vec![Document::of_text(text)], self.validation_fraction, SplitKind::Tail)?;
+        Ok(Dataset::Text(Corpus { train, validation, files: vec![record], settings: Fingerprint::default() }))
     }
 
     fn holds_out(&self) -> bool {
         self.validation_fraction > 0.0
-    }
-}
-
-impl NamedDataset {
-    fn load_from(&self, directories: &[PathBuf]) -> Result<Corpus, DataError> {
-        let published = self.name.published();
-        let path =
-            directories.iter().map(|directory| directory.join(published.file)).find(|path| path.is_file());
-        let Some(path) = path else {
-            let shown: Vec<String> =
-                directories.iter().map(|directory| directory.display().to_string()).collect();
-            return Err(DataError::NotDownloaded {
-                name: published.name,
-                file: published.file,
-                size: published.size,
-                licence: published.licence,
-                address: published.address,
-                searched: shown,
-            });
-        };
-        let (text, record) = corpus::read_text(&path)?;
-        if record.sha256 != published.sha256 {
-            return Err(DataError::WrongFile {
-                name: published.name,
-                path,
-                expected: published.sha256,
-                expected_size: published.size,
-                found: record.sha256,
-                size: record.size,
-            });
-        }
-        let (train, validation) =
-            split::split(vec![Document { text }], self.validation_fraction, SplitKind::Tail)?;
-        Ok(Corpus { train, validation, files: vec![record] })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_missing_or_altered_is_said_with_the_way_out() {
-        let folder = tempfile::tempdir().unwrap();
-        let dataset = NamedDataset { name: DatasetName::TinyShakespeare, validation_fraction: 0.1 };
-        let here = [folder.path().to_owned()];
-        let missing = dataset.load_from(&here).unwrap_err().to_string();
-        assert!(
-            missing.contains("curl -L -o") && missing.contains("tinyshakespeare.txt https://"),
-            "{missing}"
-        );
-        std::fs::write(folder.path().join("tinyshakespeare.txt"), "Second Citizen:").unwrap();
-        let altered = dataset.load_from(&here).unwrap_err().to_string();
-        assert!(altered.contains("86c4e6aa") && altered.contains("15 bytes"), "{altered}");
     }
 }

@@ -5,14 +5,32 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::DataError;
+use super::{DataError, Fingerprint};
 use crate::files;
 
-/// One text, from its first to its last character.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// One document: a text from its first to its last character, then numbers if it has any.
+#[derive(Debug, Clone, PartialEq)]
 pub struct Document {
     /// The text.
     pub text: String,
+    /// A series after the text; it needs a tokenizer with tokens for numbers.
+    pub numbers: Option<Numbers>,
+}
+
+impl Document {
+    /// A document without numbers.
+    pub fn of_text(text: String) -> Self {
+        Self { text, numbers: None }
+    }
+}
+
+/// Numbers of a document.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Numbers {
+    /// The values.
+    pub values: Vec<f64>,
+    /// How many of the first of them all are scaled by.
+    pub known: usize,
 }
 
 /// A file that was read, as the run's manifest names it.
@@ -27,7 +45,7 @@ pub struct FileRecord {
 }
 
 /// Everything a dataset gives: two sets of documents and the files they came from.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Corpus {
     /// Documents to train on.
     pub train: Vec<Document>,
@@ -35,6 +53,8 @@ pub struct Corpus {
     pub validation: Vec<Document>,
     /// The files, sorted by path.
     pub files: Vec<FileRecord>,
+    /// What decides the documents besides the files.
+    pub settings: Fingerprint,
 }
 
 impl Corpus {

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::Modality;
 use crate::tokenizer::TokenizerError;
 
 /// Why data could not be read, split, cut or continued.
@@ -125,6 +126,67 @@ pub enum DataError {
         tokens: usize,
         /// Window asked for.
         sequence_length: usize,
+    },
+    /// A stage wants data of another kind.
+    #[error("the data are {got}, and {wanted} are wanted")]
+    Modality {
+        /// What is wanted.
+        wanted: Modality,
+        /// What there is.
+        got: Modality,
+    },
+    /// Data that are made of other data, which cannot be made.
+    #[error("{message}")]
+    Inner {
+        /// Why.
+        message: String,
+    },
+    /// A document holds numbers, and the tokenizer has no tokens for them.
+    #[error(
+        "the documents hold numbers, and the tokenizer has no tokens for them: put it into `kind: with_series`"
+    )]
+    NoNumbers,
+    /// There is nothing in a split.
+    #[error("the {split} split has no samples")]
+    NoSamples {
+        /// Which split.
+        split: &'static str,
+    },
+    /// A table of numbers has something else in it.
+    #[error("{}:{line}: {message}", path.file_name().unwrap_or_default().display())]
+    Table {
+        /// The file.
+        path: PathBuf,
+        /// Line, from 1.
+        line: usize,
+        /// What is wrong there.
+        message: String,
+    },
+    /// A series has fewer rows than its splits.
+    #[error(
+        "the series has {have} rows, and its splits need at least one for training and {wanted} together"
+    )]
+    SeriesRows {
+        /// Rows that there are.
+        have: usize,
+        /// Rows of all splits.
+        wanted: usize,
+    },
+    /// A split of a series is shorter than one window.
+    #[error(
+        "the {split} split has {rows} rows (what may be looked at before it included), too few for input_length \
+         {input_length} and horizon {horizon}: they need {}",
+        input_length + horizon
+    )]
+    SeriesTooShort {
+        /// Which split.
+        split: &'static str,
+        /// Rows it has, with those before it that a window may look at.
+        rows: usize,
+        /// Rows a forecast looks at.
+        input_length: usize,
+        /// Rows it forecasts.
+        horizon: usize,
     },
     /// A size that must be positive is not.
     #[error("{name} must be at least 1")]

@@ -31,6 +31,13 @@ impl Fingerprint {
         self
     }
 
+    /// Adds all settings of another one.
+    #[must_use]
+    pub fn and(mut self, other: &Self) -> Self {
+        self.0.extend(other.0.iter().map(|(name, value)| (name.clone(), value.clone())));
+        self
+    }
+
     /// What differs, as `name: was A, is B`, sorted by name; empty when nothing does.
     pub fn differences(&self, now: &Self) -> Vec<String> {
         let names: std::collections::BTreeSet<&String> = self.0.keys().chain(now.0.keys()).collect();

@@ -1,5 +1,7 @@
 //! A shuffle that needs no memory: the place of every sample is computed.
 
+use super::counter::{STEP, mix};
+
 /// A permutation of `0..len`, chosen by a key: a Feistel network over the next power of four, walked until it lands
 /// inside (Black & Rogaway 2002, "Ciphers with arbitrary finite domains").
 ///
@@ -18,9 +20,9 @@ impl Permutation {
     /// The permutation of `0..len` that belongs to this seed and epoch.
     pub fn new(len: u64, seed: u64, epoch: u64) -> Self {
         let bits = u64::BITS - len.saturating_sub(1).leading_zeros();
-        let mut state = mix(seed) ^ mix(epoch.wrapping_add(0x9e37_79b9_7f4a_7c15));
+        let mut state = mix(seed) ^ mix(epoch.wrapping_add(STEP));
         let keys = std::array::from_fn(|_| {
-            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            state = state.wrapping_add(STEP);
             mix(state)
         });
         Self { len, half_bits: bits.div_ceil(2).max(1), keys }
@@ -48,13 +50,6 @@ impl Permutation {
         }
         left << self.half_bits | right
     }
-}
-
-/// The finaliser of SplitMix64 (Steele et al. 2014).
-fn mix(mut value: u64) -> u64 {
-    value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    value ^ (value >> 31)
 }
 
 #[cfg(test)]

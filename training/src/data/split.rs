@@ -41,7 +41,7 @@ fn tail(documents: Vec<Document>, fraction: f64) -> Result<Splits, DataError> {
             let border = (0..=left).rev().find(|&at| document.text.is_char_boundary(at)).unwrap_or(0);
             let rest = document.text.split_off(border);
             train.extend((border > 0).then_some(document));
-            validation.push(Document { text: rest });
+            validation.push(Document::of_text(rest));
         }
         left = left.saturating_sub(length);
     }
@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     fn documents(texts: &[&str]) -> Vec<Document> {
-        texts.iter().map(|text| Document { text: (*text).to_owned() }).collect()
+        texts.iter().map(|text| Document::of_text((*text).to_owned())).collect()
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! All tokens of a split in one line, with the borders of its documents.
 
-use super::{DataError, Document};
-use crate::tokenizer::Tokenizer;
+use super::{DataError, Document, Numbers};
+use crate::tokenizer::{SeriesTokens, Tokenizer};
 
 /// The tokens of many documents with end-of-text tokens between them, before the first and after the last.
 ///
@@ -26,7 +26,12 @@ impl TokenStream {
         let mut stream = Self { tokens: Vec::new(), starts: Vec::with_capacity(documents.len()) };
         for chunk in documents.chunks(ENCODED_TOGETHER) {
             let texts: Vec<&str> = chunk.iter().map(|document| document.text.as_str()).collect();
-            for ids in tokenizer.encode_batch(&texts)? {
+            for (document, mut ids) in chunk.iter().zip(tokenizer.encode_batch(&texts)?) {
+                if let Some(Numbers { values, known }) = &document.numbers {
+                    let tokens = tokenizer.series().ok_or(DataError::NoNumbers)?;
+                    let scale = SeriesTokens::scale(&values[..values.len().min(*known)]);
+                    ids.extend(tokens.encode(values, scale));
+                }
                 stream.push(&ids, tokenizer.eos());
             }
         }

@@ -7,7 +7,7 @@ use std::{
 
 use hymba_plus::{component_config, config::RecipePath, register};
 
-use super::{Corpus, DataError, Document, SplitKind, corpus, split};
+use super::{Corpus, DataError, Dataset, Description, Document, Fingerprint, SplitKind, corpus, split};
 use crate::{
     files,
     slot::{DatasetSpec, Resolve, dataset},
@@ -32,7 +32,11 @@ pub struct TextDataset {
 register!(dataset "text" => TextDataset);
 
 impl DatasetSpec for TextDataset {
-    fn load(&self, resolve: Resolve<'_>) -> Result<Corpus, DataError> {
+    fn describe(&self, _resolve: Resolve<'_>) -> Result<Description, DataError> {
+        Ok(Description::Text)
+    }
+
+    fn load(&self, resolve: Resolve<'_>) -> Result<Dataset, DataError> {
         let mut paths = BTreeSet::new();
         for path in &self.paths {
             paths.extend(matching_files(&resolve(path))?);
@@ -51,7 +55,7 @@ impl DatasetSpec for TextDataset {
             Some(_) => {}
         }
         let (train, validation) = split::split(documents, self.validation_fraction, self.split)?;
-        Ok(Corpus { train, validation, files: records })
+        Ok(Dataset::Text(Corpus { train, validation, files: records, settings: Fingerprint::default() }))
     }
 
     fn holds_out(&self) -> bool {
@@ -66,7 +70,7 @@ impl TextDataset {
             Some(separator) if !separator.is_empty() => text.split(separator).map(str::to_owned).collect(),
             _ => vec![text],
         };
-        texts.into_iter().filter(|text| !text.is_empty()).map(|text| Document { text }).collect()
+        texts.into_iter().filter(|text| !text.is_empty()).map(Document::of_text).collect()
     }
 }
 
@@ -114,7 +118,10 @@ mod tests {
 
     fn load(folder: &Path, config: serde_json::Value) -> Result<Corpus, DataError> {
         let component: Component<dataset> = serde_json::from_value(config).unwrap();
-        component.make().unwrap().load(&|path| folder.join(path.as_str()))
+        match component.make().unwrap().load(&|path| folder.join(path.as_str()))? {
+            Dataset::Text(corpus) => Ok(corpus),
+            other => panic!("{other:?}"),
+        }
     }
 
     fn folder(files: &[(&str, &[u8])]) -> tempfile::TempDir {

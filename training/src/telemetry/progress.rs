@@ -12,6 +12,7 @@ pub struct Progress {
     console: Console,
     stage: String,
     total: u64,
+    targets: &'static str,
     bar: Option<ProgressBar>,
 }
 
@@ -31,18 +32,17 @@ pub struct Reading {
 }
 
 impl Progress {
-    /// Starts to show a stage of `total` steps, `done` of which are done.
-    pub fn new(console: Console, stage: &str, total: u64, done: u64) -> Self {
+    /// Starts to show a stage of `total` steps, which learn from `targets`, as `tokens`.
+    pub fn new(console: Console, stage: &str, total: u64, targets: &'static str) -> Self {
         let bar = console.is_terminal().then(|| {
             let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stdout());
             if let Ok(style) = ProgressStyle::with_template("{prefix} {bar:24} {pos}/{len}  {msg}") {
                 bar.set_style(style);
             }
             bar.set_prefix(stage.to_owned());
-            bar.set_position(done);
             bar
         });
-        Self { console, stage: stage.to_owned(), total, bar }
+        Self { console, stage: stage.to_owned(), total, targets, bar }
     }
 
     /// A step is done.
@@ -55,13 +55,13 @@ impl Progress {
     /// Shows a reading.
     pub fn show(&self, reading: &Reading) {
         match &self.bar {
-            Some(bar) => bar.set_message(describe(reading)),
+            Some(bar) => bar.set_message(self.describe(reading)),
             None => self.console.line(&format!(
                 "{} step {}/{}  {}",
                 self.stage,
                 reading.step,
                 self.total,
-                describe(reading)
+                self.describe(reading)
             )),
         }
     }
@@ -73,6 +73,12 @@ impl Progress {
             None => self.console.line(text),
         }
     }
+
+    fn describe(&self, reading: &Reading) -> String {
+        let Reading { loss, lr, eta, .. } = *reading;
+        let speed = thousands(reading.tokens_per_second);
+        format!("loss {loss:.4}  lr {lr:.2e}  {speed} {}/s  ETA {}", self.targets, clock(eta))
+    }
 }
 
 impl Drop for Progress {
@@ -81,16 +87,6 @@ impl Drop for Progress {
             bar.abandon(); // the line stays on the screen as it was last
         }
     }
-}
-
-fn describe(reading: &Reading) -> String {
-    format!(
-        "loss {:.4}  lr {:.2e}  {} tokens/s  ETA {}",
-        reading.loss,
-        reading.lr,
-        thousands(reading.tokens_per_second),
-        clock(reading.eta)
-    )
 }
 
 fn thousands(value: f64) -> String {
@@ -149,14 +145,14 @@ mod tests {
     #[test]
     fn a_pipe_gets_plain_lines() {
         let pipe = Pipe::default();
-        Progress::new(Console::to(pipe.clone()), "pretrain", 20, 0).show(&READING);
+        Progress::new(Console::to(pipe.clone()), "pretrain", 20, "tokens").show(&READING);
         let text = String::from_utf8(pipe.0.lock().unwrap().clone()).unwrap();
         assert_eq!(text, "pretrain step 5/20  loss 2.5000  lr 3.00e-4  12.3k tokens/s  ETA 1:02:03\n");
     }
 
     #[test]
     fn a_closed_pipe_is_no_error() {
-        let progress = Progress::new(Console::to(Closed), "pretrain", 20, 0);
+        let progress = Progress::new(Console::to(Closed), "pretrain", 20, "tokens");
         progress.show(&READING);
         progress.say("still here");
     }

@@ -9,7 +9,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::TokenizerError;
+use super::{TokenizerError, series::SeriesBins};
 use crate::files;
 
 const CONFIG: &str = "tokenizer_config.json";
@@ -21,7 +21,7 @@ const TEMPLATE: &str = "chat_template.jinja";
 const OWN: &str = "hymba_plus";
 
 /// Our own part of the file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Borders {
     /// The token between documents.
     pub(super) end_of_text: String,
@@ -29,6 +29,9 @@ pub(super) struct Borders {
     pub(super) pad: String,
     /// Size of the vocabulary that the recipe asked for.
     pub(super) planned_vocab_size: usize,
+    /// How numbers become tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) series: Option<SeriesBins>,
 }
 
 /// What the file says; everything in it is kept, also what nothing here reads.
@@ -66,6 +69,7 @@ impl TokenizerConfig {
             end_of_text: self.token("eos_token")?,
             pad: self.token("pad_token")?,
             planned_vocab_size,
+            series: None,
         })
     }
 

@@ -9,6 +9,7 @@ pub mod chat;
 mod config;
 mod error;
 mod file;
+mod series;
 mod special;
 mod stream;
 #[cfg(test)]
@@ -20,6 +21,7 @@ pub use bpe::ByteLevelBpe;
 pub use bytes::Bytes;
 pub use error::TokenizerError;
 pub use file::TokenizerFile;
+pub use series::{SeriesBins, SeriesTokens, WithSeries};
 pub use special::{END_OF_TEXT, PAD};
 pub use stream::StreamDecoder;
 pub use unigram::Unigram;

@@ -7,12 +7,13 @@ use std::{
 };
 
 use sha2::{Digest, Sha256};
-use tokenizers::Tokenizer as Library;
+use tokenizers::{AddedToken, Tokenizer as Library};
 
 use super::{
     StreamDecoder, TokenizerError,
     chat::Templates,
     config::{Borders, TokenizerConfig},
+    series::{SeriesBins, SeriesTokens},
     special,
 };
 use crate::files;
@@ -28,6 +29,7 @@ pub struct Tokenizer {
     pad: u32,
     beginning: u32,
     config: TokenizerConfig,
+    series: Option<SeriesBins>,
     /// Made when they are first asked for.
     lazy: Arc<Lazy>,
 }
@@ -53,7 +55,8 @@ impl Tokenizer {
         let json =
             library.to_string(false).map_err(TokenizerError::library("writing the tokenizer as JSON"))?;
         let (config, lazy) = (TokenizerConfig::default(), Arc::default());
-        Ok(Self { library, json, planned, end_of_text, pad, beginning: end_of_text, config, lazy })
+        let (beginning, series) = (end_of_text, None);
+        Ok(Self { library, json, planned, end_of_text, pad, beginning, config, series, lazy })
     }
 
     /// Wraps a tokenizer with our own two special tokens in its vocabulary.
@@ -74,6 +77,16 @@ impl Tokenizer {
         Self { config, lazy: Arc::default(), ..self }
     }
 
+    /// The same with tokens for numbers after all others.
+    pub(super) fn with_series(mut self, bins: SeriesBins) -> Result<Self, TokenizerError> {
+        let names = (0..bins.bins).map(|bin| AddedToken::from(SeriesBins::name(bin), true));
+        let failed = TokenizerError::library("adding the tokens of numbers");
+        self.library.add_special_tokens(names).map_err(failed)?;
+        let planned = self.planned + bins.bins;
+        let new = Self::new(self.library, planned, self.end_of_text, self.pad)?.with_config(self.config);
+        Ok(Self { series: Some(bins), ..new })
+    }
+
     /// Takes a chat template (Jinja) in the place of its own.
     #[must_use]
     pub fn with_chat_template(mut self, template: &str) -> Self {
@@ -91,6 +104,7 @@ impl Tokenizer {
         let mut tokenizer = super::TokenizerFile::read(path, None, None)?;
         if let Some(own) = tokenizer.config.borders() {
             tokenizer.planned = own.planned_vocab_size;
+            tokenizer.series = own.series;
         }
         Ok(tokenizer)
     }
@@ -103,7 +117,10 @@ impl Tokenizer {
     pub fn save(&self, path: &Path) -> Result<(), TokenizerError> {
         let name = |id| self.library.id_to_token(id).unwrap_or_default();
         let (end_of_text, pad) = (name(self.end_of_text), name(self.pad));
-        self.config.save(path, &Borders { end_of_text, pad, planned_vocab_size: self.planned })?;
+        self.config.save(
+            path,
+            &Borders { end_of_text, pad, planned_vocab_size: self.planned, series: self.series },
+        )?;
         files::write_atomically(path, self.json.as_bytes())
             .map_err(|source| TokenizerError::Io { path: path.to_owned(), source })
     }
@@ -233,8 +250,18 @@ impl Tokenizer {
         self.library.token_to_id(token)
     }
 
-    /// SHA-256 of the `tokenizer.json`, in hexadecimal.
+    /// The tokens for numbers, if it has any.
+    pub fn series(&self) -> Option<SeriesTokens> {
+        let bins = self.series?;
+        Some(SeriesTokens::new(bins, self.id(&SeriesBins::name(0))?))
+    }
+
+    /// SHA-256 of the `tokenizer.json`, and of what its tokens for numbers stand for, in hexadecimal.
     pub fn hash(&self) -> String {
-        files::hex(&Sha256::digest(self.json.as_bytes()))
+        let mut hasher = Sha256::new_with_prefix(self.json.as_bytes());
+        if let Some(series) = self.series {
+            hasher.update(series.limit.to_le_bytes());
+        }
+        files::hex(&hasher.finalize())
     }
 }

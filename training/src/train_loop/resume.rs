@@ -8,7 +8,7 @@ use torch_bridge::rng;
 use super::{LoopConfig, TrainLoop, save};
 use crate::{
     checkpoint::Checkpoint,
-    data::Loader,
+    data::{Loader, Weighted},
     error::TrainError,
     run::Run,
     task::Task,
@@ -36,7 +36,7 @@ impl<'a, T: Task, L: Loader<Batch = T::Batch>> TrainLoop<'a, T, L> {
         let mut this = Self {
             optimizer: spec.build(task.parameters())?,
             lr: spec.lr(),
-            progress: Progress::new(run.console().clone(), stage, config.steps, 0),
+            progress: Progress::new(run.console().clone(), stage, config.steps, T::Batch::TARGETS),
             run,
             stage,
             config,

@@ -22,14 +22,10 @@ macro_rules! loop_settings {
             /// Steps of the optimizer.
             #[schemars(range(min = 1))]
             pub steps: u64,
-            /// Sequences per step, over all micro-batches.
+            /// Sequences or other examples per step, over all micro-batches.
             #[schemars(range(min = 1))]
             #[default(8)]
             pub batch_size: usize,
-            /// Tokens per sequence.
-            #[schemars(range(min = 1))]
-            #[default(256)]
-            pub sequence_length: usize,
             /// Micro-batches that a step is cut into to save memory; it must divide `batch_size` and changes nothing
             /// else.
             #[schemars(range(min = 1))]
@@ -63,7 +59,6 @@ macro_rules! loop_settings {
                 $crate::train_loop::LoopConfig {
                     steps: self.steps,
                     batch_size: self.batch_size,
-                    sequence_length: self.sequence_length,
                     accumulation: self.accumulation,
                     gradient_clip: self.gradient_clip,
                     optimizer: self.optimizer.clone(),

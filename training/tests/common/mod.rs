@@ -40,6 +40,9 @@ pub type Weights = Vec<(String, Vec<u8>)>;
 
 pub const VOCAB: i64 = 12;
 
+/// Tokens of a sequence.
+pub const SEQUENCE_LENGTH: usize = 8;
+
 impl Bigram {
     pub fn new(run: &Run, stream: &Arc<TokenStream>) -> Self {
         let plan = |name: &str, shape: &[i64], weight_decay| ParameterPlan {
@@ -140,7 +143,7 @@ pub fn stream() -> Arc<TokenStream> {
 
 pub fn loop_config(changes: &Value) -> LoopConfig {
     let mut config = json!({
-        "steps": 20, "batch_size": 4, "sequence_length": 8, "evaluate_every": 5, "evaluate_at_start": false,
+        "steps": 20, "batch_size": 4, "evaluate_every": 5, "evaluate_at_start": false,
         "optimizer": { "kind": "adamw", "lr": 0.01 },
         "schedule": { "kind": "cosine", "warmup_steps": 4 },
     });
@@ -175,7 +178,7 @@ pub fn run(
     let mut task = Bigram::new(&run, &stream);
     change(&mut task);
     let fingerprint = Fingerprint::default().with("text", "bigram");
-    let mut loader = Blocks::new(stream, config.sequence_length, run.seed(), run.device(), fingerprint)?;
+    let mut loader = Blocks::new(stream, SEQUENCE_LENGTH, run.seed(), run.device(), fingerprint)?;
     let outcome = train(&mut run, "pretrain", config, &mut task, &mut loader)?;
     Ok((outcome, task.weights()))
 }

@@ -7,7 +7,7 @@ use super::{Case, META};
 use crate::{
     conformance::{harness::Spec, judge::Judge, layout::Layout, noise::Noise, noise::noise},
     model::{
-        Call, Inputs, Observers,
+        Call, HeadCall, Inputs, Observers,
         build::Builder,
         slot::{
             ChannelMixerObject, HeadObject, MixerObject, NormObject, PositionObject, channel_mixer, fusion,
@@ -74,7 +74,7 @@ pub(super) fn neutral(case: &Case, layout: &Layout, judge: &mut Judge) -> Result
         }
         head::NAME => {
             let (plan, object) = planned::<head>(case, judge, HeadObject::plan)?;
-            object.build(parts(&plan)?).forward(&x, None)?
+            object.build(parts(&plan)?).forward(&x, HeadCall { tied: None, training: false })?
         }
         other => return Err(Error::other(format!("the law is not proved for the slot {other}"))),
     };
@@ -96,6 +96,7 @@ fn planned<S: Slot>(
         max_positions: None,
         vocab_size: None,
         tie_embeddings: false,
+        embedded: None,
         kv: KvRole::Own,
     };
     let object = Component::<S>::new(&case.kind, case.config.clone());

@@ -1,0 +1,44 @@
+//! The definition: the logits of all tokens, and what is to be known of each.
+
+use tch::{Kind, Tensor};
+use torch_bridge::{Error, Result};
+
+use super::{IGNORE_INDEX, LinearCrossEntropy, Settings};
+use crate::operands::compute_kind;
+
+pub(super) fn linear_cross_entropy(args: &LinearCrossEntropy<'_>) -> Result<(Tensor, Tensor)> {
+    cross_entropy(&args.hidden.f_linear(args.weight, None::<&Tensor>)?, args.targets, args.settings)
+}
+
+pub(super) fn cross_entropy(
+    logits: &Tensor,
+    targets: &Tensor,
+    settings: Settings,
+) -> Result<(Tensor, Tensor)> {
+    let mut logits = logits.f_to_kind(compute_kind(logits))?;
+    if let Some(cap) = settings.soft_cap {
+        logits = (logits / cap).f_tanh()? * cap;
+    }
+    let counts = targets.f_ne(IGNORE_INDEX)?;
+    let targets = targets.f_where_self(&counts, &targets.f_zeros_like()?)?;
+    let vocab = logits.size().last().copied().unwrap_or(0);
+    if targets.device() == tch::Device::Cpu && targets.numel() > 0 {
+        let (low, high) = (i64::try_from(&targets.f_min()?)?, i64::try_from(&targets.f_max()?)?);
+        if low < 0 || high >= vocab {
+            return Err(Error::other(format!(
+                "linear_cross_entropy: a target is {}, and the vocabulary has {vocab} tokens",
+                if low < 0 { low } else { high }
+            )));
+        }
+    }
+    let log_sum = logits.f_logsumexp([-1_i64], false)?;
+    let of_target = logits.f_gather(-1, &targets.f_unsqueeze(-1)?, false)?.f_squeeze_dim(-1)?;
+    let mean = logits.f_mean_dim([-1_i64].as_slice(), false, None::<Kind>)?;
+    let smoothing = settings.label_smoothing;
+    let square = log_sum.f_square()?;
+    let loss = &log_sum - of_target * (1.0 - smoothing) - mean * smoothing + &square * settings.z_loss;
+    let sum = |x: Tensor| -> Result<Tensor> {
+        Ok(x.f_where_self(&counts, &x.f_zeros_like()?)?.f_sum(None::<Kind>)?)
+    };
+    Ok((sum(loss)?, sum(square)?.f_detach()?))
+}

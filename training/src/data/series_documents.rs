@@ -1,0 +1,109 @@
+//! `kind: series_documents`: windows of a series as documents of a language model.
+
+use hymba_plus::{component_config, register, registry::Component};
+
+use super::{Corpus, DataError, Dataset, Description, Document, Modality, Numbers, Series};
+use crate::slot::{DatasetSpec, Resolve, dataset};
+
+/// Windows of a time series as documents, one for each channel: numbers that a tokenizer `with_series` turns into tokens
+/// beside those of text. A language model that learnt from them forecasts by going on.
+#[component_config]
+pub struct SeriesDocuments {
+    /// The series.
+    pub series: Component<dataset>,
+    /// Rows of a document.
+    #[schemars(range(min = 2, max = 1_048_576))]
+    pub length: usize,
+    /// First rows of a document, by whose mean absolute value all of it is scaled: what a forecast will know.
+    #[schemars(range(min = 1, max = 1_048_576))]
+    pub known: usize,
+    /// Rows from document to document.
+    #[schemars(range(min = 1, max = 1_048_576))]
+    pub stride: usize,
+}
+
+register!(dataset "series_documents" => SeriesDocuments);
+
+impl SeriesDocuments {
+    fn spec(&self) -> Result<Box<dyn DatasetSpec>, DataError> {
+        self.series.make().map_err(|error| DataError::Inner { message: error.to_string() })
+    }
+
+    /// Documents of some rows of every channel, the first from the first row on.
+    fn documents(&self, series: &Series, rows: std::ops::Range<usize>) -> Vec<Document> {
+        let width = series.channels.len();
+        let values = series.rows(rows);
+        let window = |start: usize, channel: usize| -> Document {
+            let rows = values[start * width..].chunks(width).take(self.length);
+            let values = rows.map(|row| row[channel]).collect();
+            Document { text: String::new(), numbers: Some(Numbers { values, known: self.known }) }
+        };
+        let starts = (0..(values.len() / width + 1).saturating_sub(self.length)).step_by(self.stride);
+        starts
+            .flat_map(|start| (0..width).map(move |channel| (start, channel)))
+            .map(|(s, c)| window(s, c))
+            .collect()
+    }
+}
+
+impl DatasetSpec for SeriesDocuments {
+    fn describe(&self, resolve: Resolve<'_>) -> Result<Description, DataError> {
+        match self.spec()?.describe(resolve)? {
+            Description::Series { .. } => Ok(Description::Text),
+            other => Err(DataError::Modality { wanted: Modality::Series, got: other.modality() }),
+        }
+    }
+
+    fn load(&self, resolve: Resolve<'_>) -> Result<Dataset, DataError> {
+        let series = match self.spec()?.load(resolve)? {
+            Dataset::Series(series) => series,
+            other => return Err(DataError::Modality { wanted: Modality::Series, got: other.modality() }),
+        };
+        let [train, validation, _] = series.rows.ranges();
+        let rows = train.len();
+        let train = self.documents(&series, train);
+        if train.is_empty() {
+            let (input_length, horizon) =
+                (self.known.min(self.length), self.length.saturating_sub(self.known));
+            return Err(DataError::SeriesTooShort { split: "training", rows, input_length, horizon });
+        }
+        let validation = self.documents(&series, validation);
+        let settings = serde_json::to_string(self).unwrap_or_default();
+        let settings = series.fingerprint.with("series_documents", settings);
+        Ok(Dataset::Text(Corpus { train, validation, files: series.files, settings }))
+    }
+
+    fn holds_out(&self) -> bool {
+        self.spec().is_ok_and(|series| series.holds_out())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn documents_are_windows_of_single_channels() {
+        let config = serde_json::json!({
+            "series": { "kind": "waves", "channels": 2, "train_rows": 10, "validation_rows": 5 },
+            "length": 4, "known": 3, "stride": 3,
+        });
+        let spec: SeriesDocuments = serde_json::from_value(config).unwrap();
+        let resolve = |path: &hymba_plus::config::RecipePath| path.as_str().into();
+        let Dataset::Series(series) = spec.spec().unwrap().load(&resolve).unwrap() else {
+            panic!("no series")
+        };
+        let Dataset::Text(corpus) = spec.load(&resolve).unwrap() else { panic!("no documents") };
+        assert_eq!((corpus.train.len(), corpus.validation.len()), (3 * 2, 2));
+        let numbers = corpus.train[3].numbers.as_ref().unwrap(); // from row 3, channel 1
+        let expected: Vec<f64> = (3..7).map(|row| series.rows(row..row + 1)[1]).collect();
+        assert_eq!((&numbers.values, numbers.known), (&expected, 3));
+        assert_eq!(spec.describe(&resolve).unwrap(), Description::Text);
+        let of_text = SeriesDocuments {
+            series: serde_json::from_value(serde_json::json!({ "kind": "shapes" })).unwrap(),
+            ..spec
+        };
+        let error = of_text.load(&resolve).unwrap_err().to_string();
+        assert!(error.contains("the data are images, and series are wanted"), "{error}");
+    }
+}
