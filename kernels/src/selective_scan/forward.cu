@@ -202,9 +202,10 @@ DEVICE void scan(const Operands& x, const float* a, const float* delta_bias, con
         Tile<STREAMS>& free = tiles[now == 0 ? TILES - 1 : now - 1];
         if (!LOCAL && checkpoints && t % CHECKPOINT == 0 && exists) {
             const i64 kept = (time + CHECKPOINT - 1) / CHECKPOINT;
-            float* to = checkpoints + ((batch * kept + t / CHECKPOINT) * STATES + place.part * OWN) * d_inner + channel;
+            float* to = checkpoints + (batch * kept + t / CHECKPOINT) * d_inner * STATES + state;
 #pragma unroll
-            for (int n = 0; n < OWN; n++) to[n * d_inner] = h[n];
+            for (int n = 0; n < OWN; n += 4)
+                *reinterpret_cast<float4*>(to + n) = make_float4(h[n], h[n + 1], h[n + 2], h[n + 3]);
         }
 #pragma unroll 1
         for (int i = 0; i < TILE; i += BATCH) {
@@ -258,7 +259,7 @@ DEVICE void scan(const Operands& x, const float* a, const float* delta_bias, con
 /// resets, valid   bool bytes [batch, time], contiguous, or null; both null unless MASKS
 /// y               ELEMENT [batch, time, d_inner], contiguous
 /// last            float [batch, d_inner, STATES] or null: the state after the last token
-/// checkpoints     float [batch, ceil(time / CHECKPOINT), STATES, d_inner] or null: the state before every
+/// checkpoints     float [batch, ceil(time / CHECKPOINT), d_inner, STATES] or null: the state before every
 ///                 CHECKPOINT-th token, for the backward
 /// segment         tokens of a segment, a multiple of CHECKPOINT; at least `time` when there is one segment
 extern "C" __global__ void __launch_bounds__(128, 2)
