@@ -14,12 +14,15 @@
 // channels as a and a matrix that picks a column as b, `mma_tf32` adds four lanes' values and lays sixteen values side by
 // side. What remains, 8 groups of lanes and 4 warps, is added in shared memory in a fixed order, and the sums of blocks by
 // `selective_scan_sum_projections`. In fp32 the products are split in two, so that nothing is lost.
+//
+// Segments, which need not be the forward's: a multiprocessor holds two blocks. With `slots` twice the multiprocessors and
+// slots / 2 < blocks < slots, a part of them would have one block only; then segments of p / (p + 1) of the time, where p is
+// the least whole number with (slots - blocks) p >= blocks, are best: a long first one, and a short last one for the idle
+// slots. Fewer blocks want equal segments as in the forward, more want one.
 #include "scan.cuh"
 
 /// Tokens whose states are in registers together.
-#ifndef STEPS
-#define STEPS 4
-#endif
+constexpr int STEPS = 4;
 constexpr int GROUPS = CHECKPOINT / STEPS;
 /// Floats of a thread that hold the sums of its OWN values over four lanes.
 constexpr int PARTIAL = OWN / 4;
@@ -327,7 +330,8 @@ selective_scan_backward(const T* u, i64 u_batch, i64 u_time, const T* delta, i64
 
         // What the second sweep over a group needs, worked out while the third goes over the group after it: the steps,
         // ds, and dy silu'(z).
-        float steps[STEPS], ds[STEPS], dgate[STEPS] = {};
+        float steps[STEPS], ds[STEPS];
+        [[maybe_unused]] float dgate[STEPS] = {};
         auto prepare = [&](int k, int group) {
             const int at = group * STEPS + k;
             steps[k] = shared.steps[at][place.channel];
