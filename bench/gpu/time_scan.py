@@ -79,7 +79,7 @@ def scan(b, t, d, n, lanes=None, segment=None, masks=False, peer=True, checkpoin
             "selective_scan_sum_projections", (b * t * 2 * n // 4 // 256,), 256, 0, parts, db, dc, 25, b * t, n)))
 
 
-def conv(b, t, d, w=4, chunks=(32, 64), peer=True):
+def conv(b, t, d, w=4, chunks=(48, 53), peer=True):
     torch.manual_seed(0)
     x = torch.randn(b, t, d, device="cuda").to(BF)
     dy = torch.randn(b, t, d, device="cuda").to(BF)
@@ -118,18 +118,22 @@ if __name__ == "__main__":
         s.backward(dy, None, kept, **x, start=start)
         torch.cuda.synchronize()
         sys.exit()
-    if "--tune" in sys.argv:
-        for back in (None, 1632, 1664):
-            scan(8, 2048, 3200, 16, back=back)
-        scan(8, 2048, 3200, 16, back=1632, masks=True, peer=False)
-        scan(8, 2048, 3200, 16, lanes=2, peer=False)
+    if "--last" in sys.argv:
+        scan(8, 2048, 3200, 16, back=1648)
+        scan(8, 2048, 3200, 16, peer=False)
+        scan(8, 2048, 3200, 16, back=1648, masks=True, peer=False)
+        conv(8, 2048, 3200)
+        for chunks in ((32, 77), (40, 61), (96, 53)):
+            conv(8, 2048, 3200, chunks=chunks, peer=False)
+        scan(1, 16384, 1536, 16, segment=512, back=512)
+        scan(2, 8192, 3200, 16, segment=1536, back=512)
         sys.exit()
     short = "--short" in sys.argv
     scan(8, 2048, 3200, 16)
     conv(8, 2048, 3200)
     for lanes, checkpoint, masks in ((2, 16, False), (1, 32, False), (1, 16, True)):
         scan(8, 2048, 3200, 16, lanes=lanes, checkpoint=checkpoint, masks=masks, peer=False)
-    for chunks in ((16, 32), (64, 128)):
+    for chunks in ((32, 77), (96, 53)):
         conv(8, 2048, 3200, chunks=chunks, peer=False)
     if short:
         sys.exit()

@@ -14,12 +14,15 @@
 // channels as a and a matrix that picks a column as b, `mma_tf32` adds four lanes' values and lays sixteen values side by
 // side. What remains, 8 groups of lanes and 4 warps, is added in shared memory in a fixed order, and the sums of blocks by
 // `selective_scan_sum_projections`. In fp32 the products are split in two, so that nothing is lost.
+//
+// Segments, which need not be the forward's: a multiprocessor holds two blocks. With `slots` twice the multiprocessors and
+// slots / 2 < blocks < slots, a part of them would have one block only; then segments of p / (p + 1) of the time, where p is
+// the least whole number with (slots - blocks) p >= blocks, are best: a long first one, and a short last one for the idle
+// slots. Fewer blocks want equal segments as in the forward, more want one.
 #include "scan.cuh"
 
 /// Tokens whose states are in registers together.
-#ifndef STEPS
-#define STEPS 4
-#endif
+constexpr int STEPS = 4;
 constexpr int GROUPS = CHECKPOINT / STEPS;
 /// Floats of a thread that hold the sums of its OWN values over four lanes.
 constexpr int PARTIAL = OWN / 4;
@@ -30,21 +33,26 @@ enum { U, DELTA, DY, Z };
 struct alignas(16) Shared {
     T rows[2][STREAMS][CHECKPOINT][CHANNELS]; // u, delta, z are replaced by their gradients, token after token
     float states[GROUPS - 1][OWN / 4][THREADS][4];
+    float steps[CHECKPOINT][CHANNELS];
+    float picks[8][8];
     float projections[2][CHECKPOINT][2][STATES];
     float partial[2][STEPS][WARPS][32][PARTIAL];
 };
 
-/// Columns for `mma_tf32`: pick[j] = 1 in lanes of column j.
+/// Columns for `mma_tf32`: of[j] is 1 in the lanes of column j. They are read from a table when they are needed, since
+/// registers are short, and in pairs, as the instruction takes them.
 struct Picks {
-    float even[4], odd[4];
+    float of[8];
 
-    DEVICE Picks() {
-        const int group = threadIdx.x % 32 / 4;
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-            even[j] = group == 2 * j ? 1.0f : 0.0f;
-            odd[j] = group == 2 * j + 1 ? 1.0f : 0.0f;
-        }
+    static DEVICE void make(float (&table)[8][8]) {
+        if (threadIdx.x < 64) table[threadIdx.x / 8][threadIdx.x % 8] = threadIdx.x / 8 == threadIdx.x % 8;
+    }
+
+    DEVICE explicit Picks(const float (&table)[8][8]) {
+        const float* row = table[threadIdx.x % 32 / 4];
+        const float4 x = *reinterpret_cast<const float4*>(row), y = *reinterpret_cast<const float4*>(row + 4);
+        of[0] = x.x, of[1] = x.y, of[2] = x.z, of[3] = x.w;
+        of[4] = y.x, of[5] = y.y, of[6] = y.z, of[7] = y.w;
     }
 };
 
@@ -60,10 +68,10 @@ DEVICE void sum_quads(float (&sums)[4], const float (&x)[OWN], const Picks& pick
         if (EXACT) {
             auto upper = [](float v) { return __uint_as_float(__float_as_uint(v) & 0xffffe000u); };
             mma_tf32(sums, low[0] - upper(low[0]), high[0] - upper(high[0]), low[1] - upper(low[1]),
-                     high[1] - upper(high[1]), pick.even[j], pick.odd[j]);
-            mma_tf32(sums, upper(low[0]), upper(high[0]), upper(low[1]), upper(high[1]), pick.even[j], pick.odd[j]);
+                     high[1] - upper(high[1]), pick.of[2 * j], pick.of[2 * j + 1]);
+            mma_tf32(sums, upper(low[0]), upper(high[0]), upper(low[1]), upper(high[1]), pick.of[2 * j], pick.of[2 * j + 1]);
         } else {
-            mma_tf32(sums, low[0], high[0], low[1], high[1], pick.even[j], pick.odd[j]);
+            mma_tf32(sums, low[0], high[0], low[1], high[1], pick.of[2 * j], pick.of[2 * j + 1]);
         }
     }
 }
@@ -130,7 +138,7 @@ selective_scan_backward(const T* u, i64 u_batch, i64 u_time, const T* delta, i64
     extern __shared__ __align__(16) unsigned char memory[];
     Shared& shared = *reinterpret_cast<Shared*>(memory);
     const Place place;
-    const Picks pick;
+    Picks::make(shared.picks);
     const i64 batch = blockIdx.y, first = i64(blockIdx.x) * CHANNELS, channel = first + place.channel;
     const bool exists = channel < d_inner;
     const i64 begin = blockIdx.z * segment, end = begin + segment < time ? begin + segment : time;
@@ -202,17 +210,9 @@ selective_scan_backward(const T* u, i64 u_batch, i64 u_time, const T* delta, i64
     };
     // The kept state of the tile at `t`: each thread brings its own.
     auto copy_state = [&](i64 t) {
-        const float* from =
-            checkpoints + ((batch * kept + t / CHECKPOINT) * STATES + place.part * OWN) * d_inner + channel;
+        const float* from = checkpoints + (batch * kept + t / CHECKPOINT) * d_inner * STATES + state;
 #pragma unroll
-        for (int n = 0; n < OWN; n++) {
-            float* to = &shared.states[0][n / 4][threadIdx.x][n % 4];
-            if (exists) {
-                copy_async_4(to, from + n * d_inner);
-            } else {
-                *to = 0.0f;
-            }
-        }
+        for (int n = 0; n < OWN; n += 4) copy_async_16(shared.states[0][n / 4][threadIdx.x], from + n, exists ? 16 : 0);
     };
     auto read_state = [&](float(&h)[OWN], int group) {
 #pragma unroll
@@ -298,6 +298,7 @@ selective_scan_backward(const T* u, i64 u_batch, i64 u_time, const T* delta, i64
                 float unused;
                 step[k] = step_size(to_float(rows[DELTA][group * STEPS + k][place.channel]) + bias, unused);
                 if (padding(group * STEPS + k)) step[k] = 0.0f;
+                shared.steps[group * STEPS + k][place.channel] = step[k];
                 written[k] = step[k] * to_float(rows[U][group * STEPS + k][place.channel]);
             }
         };
@@ -316,7 +317,7 @@ selective_scan_backward(const T* u, i64 u_batch, i64 u_time, const T* delta, i64
                 now[k] = step[k];
                 added[k] = written[k];
             }
-            prepare_steps(group + 1); // for nothing at the last group
+            prepare_steps(group + 1);
 #pragma unroll
             for (int k = 0; k < STEPS; k++) {
                 if (starts(group * STEPS + k)) restart(h);
@@ -328,21 +329,25 @@ selective_scan_backward(const T* u, i64 u_batch, i64 u_time, const T* delta, i64
         }
 
         // What the second sweep over a group needs, worked out while the third goes over the group after it: the steps,
-        // their slopes d delta / d raw, ds, and dy silu'(z).
-        float steps[STEPS], slopes[STEPS], ds[STEPS], dgate[STEPS] = {};
+        // ds, and dy silu'(z).
+        float steps[STEPS], ds[STEPS];
+        [[maybe_unused]] float dgate[STEPS] = {};
         auto prepare = [&](int k, int group) {
             const int at = group * STEPS + k;
-            const float raw = to_float(rows[DELTA][at][place.channel]) + bias;
-            float y;
-            steps[k] = step_size(raw, y);
-            slopes[k] = SOFTPLUS ? (raw >= 0.0f ? 1.0f : y) * reciprocal(1.0f + y) : 1.0f;
+            steps[k] = shared.steps[at][place.channel];
             ds[k] = to_float(rows[DY][at][place.channel]);
-            if (padding(group * STEPS + k)) steps[k] = slopes[k] = ds[k] = 0.0f;
+            if (padding(at)) ds[k] = 0.0f;
 #if GATED
             const float gate = to_float(rows[Z][at][place.channel]), open = sigmoid(gate), opened = gate * open;
             dgate[k] = ds[k] * fmaf(opened, 1.0f - open, open);
             ds[k] *= opened;
 #endif
+        };
+        // d step / d raw of token `i`: the sigmoid of the raw step, that is 1 - e^-step, by its series where that cancels.
+        auto slope = [&](int i, float step) {
+            if (!SOFTPLUS) return padding(i) ? 0.0f : 1.0f;
+            if (EXACT) return padding(i) ? 0.0f : sigmoid(to_float(rows[DELTA][i][place.channel]) + bias);
+            return step < 0.0625f ? step * fmaf(step, fmaf(step, 1.0f / 6, -0.5f), 1.0f) : 1.0f - exp2_fast(-LOG2E * step);
         };
 #pragma unroll
         for (int k = 0; k < STEPS; k++) prepare(k, GROUPS - 1);
@@ -353,6 +358,7 @@ selective_scan_backward(const T* u, i64 u_batch, i64 u_time, const T* delta, i64
             const bool more = t > begin;
             if (more) load_values(t - CHECKPOINT + group * STEPS);
 
+            const Picks pick(shared.picks);
             // Second sweep: states and decays of the group, and what follows from them alone.
             float before[STEPS][OWN], decay[STEPS][OWN];
 #pragma unroll
@@ -409,7 +415,7 @@ selective_scan_backward(const T* u, i64 u_batch, i64 u_time, const T* delta, i64
                 sum_quads(sums, product, pick);
                 keep(shared.partial[0][k], sums);
                 const float gb = sum_lanes(written[0] + written[1]), aw = sum_lanes(decayed[0] + decayed[1]);
-                const float dinput = fmaf(skip, ds[k], steps[k] * gb), dstep = slopes[k] * fmaf(input, gb, LN2 * aw);
+                const float dinput = fmaf(skip, ds[k], steps[k] * gb), dstep = slope(i, steps[k]) * fmaf(input, gb, LN2 * aw);
                 dd = fmaf(ds[k], input, dd);
                 dbias += dstep;
                 if (place.part == 0) {
