@@ -281,6 +281,18 @@ fn long_sequences_agree() {
     agrees(&conv::Case::new([1, time, 24, 4], conv::ALL, resets(), None), "convolution");
 }
 
+/// As many blocks as leave some multiprocessors of an H100 half empty: the backward cuts time unevenly there.
+#[test]
+fn many_channels_agree() {
+    if !there_is_a_gpu() {
+        return;
+    }
+    let resets = Some(at(8, 1_024, &[3, 700, 900]));
+    agrees(&scan::Case::new([8, 1_024, 3_200, 8], scan::ALL, resets, None), "scan");
+    let resets = Some(at(8, 300, &[3, 250]));
+    agrees(&conv::Case::new([8, 300, 3_200, 4], conv::ALL, resets, None), "convolution");
+}
+
 fn agrees(case: &impl Compared, what: &str) {
     let run = |device, kind| case.moved(device, kind).outcome_of(Kind::Double, false);
     let (truth, peer) = (run(Device::Cpu, double), run(Device::Cpu, float));

@@ -45,8 +45,9 @@ const THREADS: i64 = 128;
 /// Neighbouring channels of a thread, at least; threads for which no token is left do nothing.
 const CHANNELS: i64 = 4;
 /// Tokens of a thread.
-const FORWARD_CHUNK: i64 = 32;
-const BACKWARD_CHUNK: i64 = 64;
+const FORWARD_CHUNK: i64 = 48;
+/// Of the backward, the taps that reach beyond the chunk among them.
+const BACKWARD_REACH: i64 = 56;
 /// Chunks of a block of the backward, one for each warp.
 const WARPS: i64 = 4;
 /// What a grid may have in y and z.
@@ -231,7 +232,8 @@ fn backward(
     };
     let dnew_tail = dnew_tail.map(Tensor::contiguous);
 
-    let grid = [ceil(d, THREADS), ceil(ceil(time, BACKWARD_CHUNK), WARPS), batch];
+    let chunk = BACKWARD_REACH - (width - 1);
+    let grid = [ceil(d, THREADS), ceil(ceil(time, chunk), WARPS), batch];
     let dx = Tensor::empty([batch, time, d], (element, args.x.device()));
     let parameters = Tensor::empty([batch, grid[1], d * (width + 1)], float);
     let launch = operands(loaded.kernel("causal_conv1d_backward")?, args, element)
@@ -241,7 +243,7 @@ fn backward(
         .tensor(&parameters, Kind::Float)
         .i64(time)
         .i64(d)
-        .i64(BACKWARD_CHUNK);
+        .i64(chunk);
     // SAFETY: the kernel's parameters in its order; `check` has seen to the operands' shapes, the gradients have those
     // of the outputs, and the results the documented ones.
     unsafe { launch.run(shape(grid)?) }?;
