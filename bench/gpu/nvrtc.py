@@ -27,8 +27,18 @@ def headers():
     return {os.path.basename(path): open(path).read() for path in paths}
 
 
+COMPILED = {}
+
+
 def compile(path, arch, defines=None, options=(), specific=False):
-    """The cubin of ROOT/path for sm_`arch`, and the compiler's log."""
+    """The cubin of ROOT/path for sm_`arch`, and the compiler's log; from memory if it was compiled before."""
+    key = (path, arch, str(defines), tuple(options), specific)
+    if key not in COMPILED:
+        COMPILED[key] = compile_now(path, arch, defines, options, specific)
+    return COMPILED[key]
+
+
+def compile_now(path, arch, defines, options, specific):
     nvrtc = library()
     text = open(os.path.join(ROOT, path)).read().encode()
     included = headers()

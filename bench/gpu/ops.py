@@ -2,10 +2,11 @@
 definitions in plain torch. Workspaces and launches are as the comments in the `.cu` files say."""
 import ctypes
 import functools
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from nvrtc import Module
+import nvrtc
 
 NAMES = {torch.bfloat16: "bf16", torch.float32: "float"}
 
@@ -24,9 +25,26 @@ def batch_stride(x):
     return 0 if x is None or x.shape[0] == 1 else x.stride(0)
 
 
-@functools.cache
+WANTED = None  # a list: what would be compiled is only noted there
+
+
 def module(path, **defines):
-    return Module(path, defines)
+    if WANTED is not None:
+        return WANTED.append((path, defines))
+    return load(path, **defines)
+
+
+@functools.cache
+def load(path, **defines):
+    return nvrtc.Module(path, defines)
+
+
+def compile_all(wanted):
+    """Compiles on all cores, ahead of need."""
+    major, minor = torch.cuda.get_device_capability()
+    unique = {str(job): job for job in wanted}.values()
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda job: nvrtc.compile(job[0], 10 * major + minor, job[1]), unique))
 
 
 def empty(like, *shape, dtype=torch.float32):
@@ -39,7 +57,8 @@ POISON = False
 
 
 class Scan:
-    def __init__(self, dtype, states, lanes=None, checkpoint=32, gated=True, softplus=True, masks=False):
+    def __init__(self, dtype, states, lanes=None, checkpoint=None, gated=True, softplus=True, masks=False):
+        checkpoint = checkpoint or (16 if dtype == torch.bfloat16 else 8)
         self.lanes = lanes or {8: 1, 16: 1, 32: 2, 64: 4}[states]
         self.states, self.checkpoint, self.dtype = states, checkpoint, dtype
         self.channels = 128 // self.lanes
@@ -58,7 +77,7 @@ class Scan:
         grid = (ceil(d_inner, self.channels), batch, segments)
         y = empty(u, batch, time, d_inner, dtype=self.dtype)
         last = empty(u, batch, d_inner, self.states)
-        kept = empty(u, batch, ceil(time, self.checkpoint), self.states, d_inner) if keep else None
+        kept = empty(u, batch, ceil(time, self.checkpoint), d_inner, self.states) if keep else None
         states, by_batch, by_segment = start, batch_stride(start), 0
         if segments > 1:
             states = empty(u, batch, segments, d_inner, self.states)
@@ -162,6 +181,10 @@ class Conv:
         self.dtype, self.width = dtype, width
         self.defines = dict(ELEMENT=NAMES[dtype], WIDTH=width, SILU=int(silu), MASKS=int(masks))
         self.small = module("selective_scan/combine.cu", ELEMENT=NAMES[dtype])
+        if WANTED is not None:
+            for direction in ("forward", "backward"):
+                for whole in (0, 1):
+                    module(f"causal_conv1d/{direction}.cu", **self.defines, WHOLE=whole)
 
     def module(self, direction, *operands):
         def aligned(x):
@@ -171,7 +194,7 @@ class Conv:
     def operands(self, x, weight, bias, tail, reset_tail, resets, lengths):
         return (*strides(x), weight, bias, tail, batch_stride(tail), reset_tail, batch_stride(reset_tail), resets, lengths)
 
-    def forward(self, x, weight, tail, bias=None, reset_tail=None, resets=None, lengths=None, chunk=32):
+    def forward(self, x, weight, tail, bias=None, reset_tail=None, resets=None, lengths=None, chunk=48):
         batch, time, d = x.shape
         y = empty(x, batch, time, d, dtype=self.dtype)
         new_tail = empty(x, batch, self.width - 1, d)
@@ -180,7 +203,7 @@ class Conv:
                        *self.operands(x, weight, bias, tail, reset_tail, resets, lengths), y, new_tail, time, d, chunk)
         return y, new_tail
 
-    def backward(self, dy, dnew_tail, x, weight, tail, bias=None, reset_tail=None, resets=None, lengths=None, chunk=64, tails=True):
+    def backward(self, dy, dnew_tail, x, weight, tail, bias=None, reset_tail=None, resets=None, lengths=None, chunk=53, tails=True):
         batch, time, d = x.shape
         dx = empty(x, batch, time, d, dtype=self.dtype)
         rows = ceil(ceil(time, chunk), 4)

@@ -53,7 +53,7 @@ def peer_scan(x, dy):
     return median(call), median(lambda: torch.autograd.grad(call(), list(first.values()), g))
 
 
-def scan(b, t, d, n, lanes=None, segment=None, masks=False, peer=True, checkpoint=32, back=None):
+def scan(b, t, d, n, lanes=None, segment=None, masks=False, peer=True, checkpoint=16, back=None):
     x = scan_inputs(b, t, d, n)
     dy = torch.randn(b, t, d, device="cuda").to(BF)
     start = torch.zeros(1, d, n, device="cuda")
@@ -67,7 +67,7 @@ def scan(b, t, d, n, lanes=None, segment=None, masks=False, peer=True, checkpoin
     del kept
     p_fwd, p_all = peer_scan({k: v for k, v in x.items() if k not in ("resets", "reset_state")}, dy) if peer else (None,) * 2
     case = f"{b}x{t}x{d}x{n}" + f" lanes={lanes}" * bool(lanes) + f" segment={segment}" * bool(segment) + " masks" * masks + f" back={back}" * bool(back)
-    case += f" keep={checkpoint}" * (checkpoint != 32)
+    case += f" keep={checkpoint}" * (checkpoint != 16)
     show("scan forward", case, fwd, p_fwd)
     show("scan (no states)", case, inference)
     show("scan backward", case, bwd, p_all and p_all - p_fwd)
@@ -79,7 +79,7 @@ def scan(b, t, d, n, lanes=None, segment=None, masks=False, peer=True, checkpoin
             "selective_scan_sum_projections", (b * t * 2 * n // 4 // 256,), 256, 0, parts, db, dc, 25, b * t, n)))
 
 
-def conv(b, t, d, w=4, chunks=(32, 64), peer=True):
+def conv(b, t, d, w=4, chunks=(48, 53), peer=True):
     torch.manual_seed(0)
     x = torch.randn(b, t, d, device="cuda").to(BF)
     dy = torch.randn(b, t, d, device="cuda").to(BF)
@@ -118,21 +118,22 @@ if __name__ == "__main__":
         s.backward(dy, None, kept, **x, start=start)
         torch.cuda.synchronize()
         sys.exit()
-    if "--tune" in sys.argv:
-        for checkpoint in (32, 16):
-            for back in (None, 1632, 1600, 1664, 416, 160):
-                scan(8, 2048, 3200, 16, back=back, checkpoint=checkpoint, peer=False)
-        for back in (1024, 1536, 2048, 512):
-            scan(2, 8192, 3200, 16, segment=2048, back=back, peer=False)
-        for segment in (1024, 1536, 2752, 4096):
-            scan(2, 8192, 3200, 16, segment=segment, back=1536, peer=False)
+    if "--last" in sys.argv:
+        scan(8, 2048, 3200, 16, back=1648)
+        scan(8, 2048, 3200, 16, peer=False)
+        scan(8, 2048, 3200, 16, back=1648, masks=True, peer=False)
+        conv(8, 2048, 3200)
+        for chunks in ((32, 77), (40, 61), (96, 53)):
+            conv(8, 2048, 3200, chunks=chunks, peer=False)
+        scan(1, 16384, 1536, 16, segment=512, back=512)
+        scan(2, 8192, 3200, 16, segment=1536, back=512)
         sys.exit()
     short = "--short" in sys.argv
     scan(8, 2048, 3200, 16)
     conv(8, 2048, 3200)
-    for lanes, checkpoint, masks in ((2, 16, False), (1, 16, False), (1, 32, True)):
+    for lanes, checkpoint, masks in ((2, 16, False), (1, 32, False), (1, 16, True)):
         scan(8, 2048, 3200, 16, lanes=lanes, checkpoint=checkpoint, masks=masks, peer=False)
-    for chunks in ((16, 32), (64, 128)):
+    for chunks in ((32, 77), (96, 53)):
         conv(8, 2048, 3200, chunks=chunks, peer=False)
     if short:
         sys.exit()

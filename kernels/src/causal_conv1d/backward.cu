@@ -32,7 +32,7 @@ DEVICE float before_silu(float dy, float pre) {
 /// dx            ELEMENT [batch, time, d], contiguous
 /// parameters    float [batch, grid.y, d * WIDTH + d]: partial sums of dweight, then dbias; a block writes all of its
 ///               channels' values, so that nothing needs to be zero before
-/// chunk         tokens of a thread; 64 is good
+/// chunk         tokens of a thread; chunk + WIDTH - 1 should be a multiple of 4: 53 is good for a width of 4
 extern "C" __global__ void __launch_bounds__(128, WIDTH > 4 ? 2 : MASKS || sizeof(T) == 4 ? 3 : 4)
 causal_conv1d_backward(const T* x, i64 x_batch, i64 x_time, const float* weight, const float* bias, const float* tail,
                        i64 tail_batch, const float* reset_tail, i64 reset_batch, const u8* resets, const i64* lengths,

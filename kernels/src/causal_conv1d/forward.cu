@@ -19,7 +19,7 @@ constexpr int AHEAD = 8;
 ///             all null unless MASKS
 /// y           ELEMENT [batch, time, d], contiguous
 /// new_tail    float [batch, WIDTH - 1, d], or null
-/// chunk       tokens of a thread; 32 is good
+/// chunk       tokens of a thread, a multiple of 8; 48 is good
 extern "C" __global__ void __launch_bounds__(128, WIDTH > 4 ? 3 : MASKS || sizeof(T) == 4 ? 4 : 6)
 causal_conv1d_forward(const T* x, i64 x_batch, i64 x_time, const float* weight, const float* bias, const float* tail,
                       i64 tail_batch, const float* reset_tail, i64 reset_batch, const u8* resets, const i64* lengths, T* y,

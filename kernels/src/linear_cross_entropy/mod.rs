@@ -16,6 +16,7 @@ use tch::Tensor;
 use torch_bridge::Result;
 
 use crate::operands::Operands;
+use crate::policy;
 
 /// A target that stands for none.
 pub const IGNORE_INDEX: i64 = -100;
@@ -65,7 +66,7 @@ impl Default for Settings {
 /// ends the device's work, as in libtorch's own loss.)
 pub fn linear_cross_entropy(args: &LinearCrossEntropy<'_>) -> Result<(Tensor, Tensor)> {
     check(args)?;
-    chunks::linear_cross_entropy(args)
+    if policy::fast() { chunks::linear_cross_entropy(args) } else { reference::linear_cross_entropy(args) }
 }
 
 /// The definition that [`linear_cross_entropy`] is tested against: all logits at once, in plain tensor operations.

@@ -14,12 +14,15 @@
 // channels as a and a matrix that picks a column as b, `mma_tf32` adds four lanes' values and lays sixteen values side by
 // side. What remains, 8 groups of lanes and 4 warps, is added in shared memory in a fixed order, and the sums of blocks by
 // `selective_scan_sum_projections`. In fp32 the products are split in two, so that nothing is lost.
+//
+// Segments, which need not be the forward's: a multiprocessor holds two blocks. With `slots` twice the multiprocessors and
+// slots / 2 < blocks < slots, a part of them would have one block only; then segments of p / (p + 1) of the time, where p is
+// the least whole number with (slots - blocks) p >= blocks, are best: a long first one, and a short last one for the idle
+// slots. Fewer blocks want equal segments as in the forward, more want one.
 #include "scan.cuh"
 
 /// Tokens whose states are in registers together.
-#ifndef STEPS
-#define STEPS 4
-#endif
+constexpr int STEPS = 4;
 constexpr int GROUPS = CHECKPOINT / STEPS;
 /// Floats of a thread that hold the sums of its OWN values over four lanes.
 constexpr int PARTIAL = OWN / 4;
@@ -28,23 +31,28 @@ constexpr int STREAMS = GATED ? 4 : 3;
 enum { U, DELTA, DY, Z };
 
 struct alignas(16) Shared {
-    T rows[STREAMS][CHECKPOINT][CHANNELS]; // u, delta, z are replaced by their gradients, token after token
+    T rows[2][STREAMS][CHECKPOINT][CHANNELS]; // u, delta, z are replaced by their gradients, token after token
     float states[GROUPS - 1][OWN / 4][THREADS][4];
-    float projections[CHECKPOINT][2][STATES];
+    float steps[CHECKPOINT][CHANNELS];
+    float picks[8][8];
+    float projections[2][CHECKPOINT][2][STATES];
     float partial[2][STEPS][WARPS][32][PARTIAL];
 };
 
-/// Columns for `mma_tf32`: pick[j] = 1 in lanes of column j.
+/// Columns for `mma_tf32`: of[j] is 1 in the lanes of column j. They are read from a table when they are needed, since
+/// registers are short, and in pairs, as the instruction takes them.
 struct Picks {
-    float even[4], odd[4];
+    float of[8];
 
-    DEVICE Picks() {
-        const int group = threadIdx.x % 32 / 4;
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-            even[j] = group == 2 * j ? 1.0f : 0.0f;
-            odd[j] = group == 2 * j + 1 ? 1.0f : 0.0f;
-        }
+    static DEVICE void make(float (&table)[8][8]) {
+        if (threadIdx.x < 64) table[threadIdx.x / 8][threadIdx.x % 8] = threadIdx.x / 8 == threadIdx.x % 8;
+    }
+
+    DEVICE explicit Picks(const float (&table)[8][8]) {
+        const float* row = table[threadIdx.x % 32 / 4];
+        const float4 x = *reinterpret_cast<const float4*>(row), y = *reinterpret_cast<const float4*>(row + 4);
+        of[0] = x.x, of[1] = x.y, of[2] = x.z, of[3] = x.w;
+        of[4] = y.x, of[5] = y.y, of[6] = y.z, of[7] = y.w;
     }
 };
 
@@ -60,10 +68,10 @@ DEVICE void sum_quads(float (&sums)[4], const float (&x)[OWN], const Picks& pick
         if (EXACT) {
             auto upper = [](float v) { return __uint_as_float(__float_as_uint(v) & 0xffffe000u); };
             mma_tf32(sums, low[0] - upper(low[0]), high[0] - upper(high[0]), low[1] - upper(low[1]),
-                     high[1] - upper(high[1]), pick.even[j], pick.odd[j]);
-            mma_tf32(sums, upper(low[0]), upper(high[0]), upper(low[1]), upper(high[1]), pick.even[j], pick.odd[j]);
+                     high[1] - upper(high[1]), pick.of[2 * j], pick.of[2 * j + 1]);
+            mma_tf32(sums, upper(low[0]), upper(high[0]), upper(low[1]), upper(high[1]), pick.of[2 * j], pick.of[2 * j + 1]);
         } else {
-            mma_tf32(sums, low[0], high[0], low[1], high[1], pick.even[j], pick.odd[j]);
+            mma_tf32(sums, low[0], high[0], low[1], high[1], pick.of[2 * j], pick.of[2 * j + 1]);
         }
     }
 }
@@ -105,19 +113,6 @@ DEVICE void finish(const float (&partial)[STEPS][WARPS][32][PARTIAL], float* to,
     }
 }
 
-/// A thread brings the same pieces of every group of rows and takes the same pieces of the gradients away: calls
-/// `visit(stream, row, channel, there)` for each.
-template <class Visit> DEVICE void each_piece(int channels, Visit visit) {
-    constexpr int OF_STREAM = STEPS * PIECES, ALL = STREAMS * OF_STREAM;
-#pragma unroll
-    for (int k = 0; k < (ALL + THREADS - 1) / THREADS; k++) {
-        const int i = k * THREADS + int(threadIdx.x);
-        if (ALL % THREADS != 0 && i >= ALL) break;
-        const int channel = i % PIECES * WIDTH, left = channels - channel;
-        visit(i / OF_STREAM, i % OF_STREAM / PIECES, channel, left < 0 ? 0 : left > WIDTH ? WIDTH : left);
-    }
-}
-
 /// The whole backward, or all segments of it.
 ///
 /// grid  (ceil(d_inner / (128 / LANES)), batch, segments), block 128, dynamic shared memory
@@ -143,7 +138,7 @@ selective_scan_backward(const T* u, i64 u_batch, i64 u_time, const T* delta, i64
     extern __shared__ __align__(16) unsigned char memory[];
     Shared& shared = *reinterpret_cast<Shared*>(memory);
     const Place place;
-    const Picks pick;
+    Picks::make(shared.picks);
     const i64 batch = blockIdx.y, first = i64(blockIdx.x) * CHANNELS, channel = first + place.channel;
     const bool exists = channel < d_inner;
     const i64 begin = blockIdx.z * segment, end = begin + segment < time ? begin + segment : time;
@@ -167,45 +162,57 @@ selective_scan_backward(const T* u, i64 u_batch, i64 u_time, const T* delta, i64
                                {GATED ? z : u, GATED ? z_batch : u_batch, GATED ? z_time : u_time}};
     const bool vectors = streams[U].vectors && streams[DELTA].vectors && streams[DY].vectors && streams[Z].vectors;
     const bool whole = (u64(du) | u64(ddelta) | u64(GATED ? dz : du) | u64(d_inner * sizeof(T))) % 16 == 0;
-    const int channels = channels_there(d_inner);
     const T *b_row = b + batch * b_batch, *c_row = c + batch * c_batch;
 
-    // Brings the rows of group `group` of the tile at `t` to place `slot`.
-    auto copy_group = [&](i64 t, int group, int slot) {
-        const i64 from = t + group * STEPS;
-        each_piece(channels, [&](int stream, int row, int channel, int there) {
-            T* to = &shared.rows[stream][slot * STEPS + row][channel];
-            const T* data = stream == U ? streams[U].data : stream == DELTA ? streams[DELTA].data : stream == DY ? streams[DY].data : streams[Z].data;
-            const i64 stride = stream == U ? streams[U].stride : stream == DELTA ? streams[DELTA].stride : stream == DY ? streams[DY].stride : streams[Z].stride;
-            data += (from + row) * stride + channel;
-            if (vectors && from + STEPS <= end) {
-                copy_async_16(to, data, there * int(sizeof(T)));
-            } else {
-                fill_piece(to, data, from + row < end ? there : 0, stream == DELTA ? no_step() : from_float<T>(0.0f));
+    // A thread brings the same pieces of every tile and takes the same pieces of the gradients away.
+    constexpr int OF_STREAM = CHECKPOINT * PIECES;
+    constexpr int EACH = (OF_STREAM + THREADS - 1) / THREADS;
+    constexpr int APART = THREADS / PIECES; // rows from a thread's piece to its next one
+    const int piece_row = threadIdx.x / PIECES, piece = threadIdx.x % PIECES * WIDTH;
+    int there = channels_there(d_inner) - piece;
+    there = there < 0 || (OF_STREAM < THREADS && int(threadIdx.x) >= OF_STREAM) ? 0 : there > WIDTH ? WIDTH : there;
+    auto copy_tile = [&](i64 t, int side) {
+        if (OF_STREAM >= THREADS || int(threadIdx.x) < OF_STREAM) {
+#pragma unroll
+            for (int i = 0; i < STREAMS; i++) {
+                const T* from = streams[i].data + (t + piece_row) * streams[i].stride + piece;
+                T* to = &shared.rows[side][i][piece_row][piece];
+                if (vectors && t + CHECKPOINT <= end) {
+#pragma unroll
+                    for (int k = 0; k < EACH; k++)
+                        copy_async_16(to + k * APART * CHANNELS, from + k * APART * streams[i].stride, there * int(sizeof(T)));
+                } else {
+#pragma unroll 1
+                    for (int k = 0; k < EACH; k++)
+                        fill_piece(to + k * APART * CHANNELS, from + k * APART * streams[i].stride,
+                                   t + piece_row + k * APART < end ? there : 0, i == DELTA ? no_step() : from_float<T>(0.0f));
+                }
             }
-        });
+        }
     };
-    // Takes the gradients away that stand in `slot`, those of the `count` tokens from `token` on.
-    auto write_group = [&](i64 token, int count, int slot) {
-        each_piece(channels, [&](int stream, int piece_row, int channel, int there) {
-            if (stream == DY || there == 0 || piece_row >= count) return;
-            T* to = (stream == U ? du : stream == DELTA ? ddelta : dz) + (row + token + piece_row) * d_inner + first + channel;
-            write_piece(to, &shared.rows[stream][slot * STEPS + piece_row][channel], there, whole);
-        });
+    auto write_tile = [&](i64 t, int side) {
+        if (there == 0) return;
+#pragma unroll
+        for (int i = 0; i < STREAMS; i++) {
+            if (i == DY) continue;
+            T* to = (i == U ? du : i == DELTA ? ddelta : dz) + (row + t + piece_row) * d_inner + first + piece;
+            const T* from = &shared.rows[side][i][piece_row][piece];
+            if (whole && there == WIDTH && t + CHECKPOINT <= end) {
+#pragma unroll
+                for (int k = 0; k < EACH; k++)
+                    *reinterpret_cast<uint4*>(to + k * APART * d_inner) = *reinterpret_cast<const uint4*>(from + k * APART * CHANNELS);
+            } else {
+#pragma unroll 1
+                for (int k = 0; k < EACH && t + piece_row + k * APART < end; k++)
+                    write_piece(to + k * APART * d_inner, from + k * APART * CHANNELS, there, whole);
+            }
+        }
     };
     // The kept state of the tile at `t`: each thread brings its own.
     auto copy_state = [&](i64 t) {
-        const float* from =
-            checkpoints + ((batch * kept + t / CHECKPOINT) * STATES + place.part * OWN) * d_inner + channel;
+        const float* from = checkpoints + (batch * kept + t / CHECKPOINT) * d_inner * STATES + state;
 #pragma unroll
-        for (int n = 0; n < OWN; n++) {
-            float* to = &shared.states[0][n / 4][threadIdx.x][n % 4];
-            if (exists) {
-                copy_async_4(to, from + n * d_inner);
-            } else {
-                *to = 0.0f;
-            }
-        }
+        for (int n = 0; n < OWN; n += 4) copy_async_16(shared.states[0][n / 4][threadIdx.x], from + n, exists ? 16 : 0);
     };
     auto read_state = [&](float(&h)[OWN], int group) {
 #pragma unroll
@@ -217,25 +224,26 @@ selective_scan_backward(const T* u, i64 u_batch, i64 u_time, const T* delta, i64
             h[n + 3] = x.w;
         }
     };
-    // Values of b and c of a group of tokens: loaded to registers, later put as floats.
-    constexpr int VALUES = (STEPS * 2 * STATES + THREADS - 1) / THREADS;
+    // Values of b and c of a group of tokens, from the last group to the first: loaded to registers, later put as floats.
+    constexpr int VALUES = (STEPS * 2 * STATES + THREADS - 1) / THREADS, ROWS_APART = THREADS / (2 * STATES);
+    static_assert(ROWS_APART > 0, "a thread has whole columns");
+    const int column = threadIdx.x % (2 * STATES), value_row = threadIdx.x / (2 * STATES);
+    const i64 value_stride = column < STATES ? b_time : c_time;
+    const T* value = nullptr; // the first of the group's
     T values[VALUES];
     auto load_values = [&](i64 token) {
 #pragma unroll
         for (int k = 0; k < VALUES; k++) {
-            const int i = threadIdx.x + k * THREADS, column = i % (2 * STATES);
-            const i64 at = token + i / (2 * STATES);
-            if (STEPS * 2 * STATES % THREADS != 0 && i >= STEPS * 2 * STATES) break;
-            values[k] = from_float<T>(0.0f);
-            if (at < end) values[k] = column < STATES ? b_row[at * b_time + column] : c_row[at * c_time + column - STATES];
+            const int at = value_row + k * ROWS_APART;
+            values[k] = at < STEPS && token + at < end ? value[k * ROWS_APART * value_stride] : from_float<T>(0.0f);
         }
+        value -= STEPS * value_stride;
     };
-    auto put_values = [&](int slot) {
+    auto put_values = [&](int group, int side) {
 #pragma unroll
         for (int k = 0; k < VALUES; k++) {
-            const int i = threadIdx.x + k * THREADS;
-            if (STEPS * 2 * STATES % THREADS != 0 && i >= STEPS * 2 * STATES) break;
-            (&shared.projections[slot * STEPS][0][0])[i] = to_float(values[k]);
+            const int at = value_row + k * ROWS_APART;
+            if (at < STEPS) (&shared.projections[side][group * STEPS + at][0][0])[column] = to_float(values[k]);
         }
     };
     // The flags of the tile at `t`, a bit for each token.
@@ -252,21 +260,25 @@ selective_scan_backward(const T* u, i64 u_batch, i64 u_time, const T* delta, i64
     i64 t = begin + (end - begin - 1) / CHECKPOINT * CHECKPOINT;
     // The group's sums of dB and dC over this block.
     float* to = projections + ((blockIdx.x * i64(gridDim.y) + batch) * time + t + CHECKPOINT - STEPS) * 2 * STATES;
-    bool turned = false; // every other tile has its groups in reverse order
+    int side = 0; // where the tile lies; the next one comes to the other side
+    value = (column < STATES ? b_row + column : c_row + column - STATES) + (t + CHECKPOINT - STEPS + value_row) * value_stride;
     copy_state(t);
-    for (int group = 0; group < GROUPS; group++) {
-        copy_group(t, group, group);
+    copy_tile(t, 0);
+    for (int group = GROUPS - 1; group >= 0; group--) {
         load_values(t + group * STEPS);
-        put_values(group);
+        put_values(group, 0);
     }
     copy_async_commit();
     copy_async_wait<0>();
     __syncthreads();
+    if (t > begin) copy_tile(t - CHECKPOINT, 1);
+    copy_async_commit();
 
-    for (; t >= begin; t -= CHECKPOINT, turned = !turned) {
+    for (; t >= begin; t -= CHECKPOINT, side ^= 1) {
+        auto& rows = shared.rows[side];
+        auto& projected = shared.projections[side];
         read_flags(t);
         const int count = end - t < CHECKPOINT ? int(end - t) : CHECKPOINT; // tokens that exist
-        auto place_of = [&](int group) { return turned ? GROUPS - 1 - group : group; };
         // Whether token `i` of the tile is none, and whether a document starts there.
         auto padding = [&](int i) { return CHECKED && (MASKS ? no_token >> i & 1 : i >= count); };
         auto starts = [&](int i) { return MASKS && (new_document >> i & 1); };
@@ -281,19 +293,18 @@ selective_scan_backward(const T* u, i64 u_batch, i64 u_time, const T* delta, i64
         read_state(h, 0);
         float step[STEPS], written[STEPS];
         auto prepare_steps = [&](int group) {
-            const int slot = place_of(group);
 #pragma unroll
             for (int k = 0; k < STEPS; k++) {
                 float unused;
-                step[k] = step_size(to_float(shared.rows[DELTA][slot * STEPS + k][place.channel]) + bias, unused);
+                step[k] = step_size(to_float(rows[DELTA][group * STEPS + k][place.channel]) + bias, unused);
                 if (padding(group * STEPS + k)) step[k] = 0.0f;
-                written[k] = step[k] * to_float(shared.rows[U][slot * STEPS + k][place.channel]);
+                shared.steps[group * STEPS + k][place.channel] = step[k];
+                written[k] = step[k] * to_float(rows[U][group * STEPS + k][place.channel]);
             }
         };
         prepare_steps(0);
 #pragma unroll 1
         for (int group = 0; group < GROUPS - 1; group++) {
-            const int slot = place_of(group);
             if (group > 0) {
 #pragma unroll
                 for (int n = 0; n < OWN; n += 4)
@@ -306,56 +317,58 @@ selective_scan_backward(const T* u, i64 u_batch, i64 u_time, const T* delta, i64
                 now[k] = step[k];
                 added[k] = written[k];
             }
-            prepare_steps(group + 1); // for nothing at the last group
+            prepare_steps(group + 1);
 #pragma unroll
             for (int k = 0; k < STEPS; k++) {
                 if (starts(group * STEPS + k)) restart(h);
                 float read[OWN];
-                take(read, &shared.projections[slot * STEPS + k][0][place.part * OWN]);
+                take(read, &projected[group * STEPS + k][0][place.part * OWN]);
 #pragma unroll
                 for (int n = 0; n < OWN; n++) h[n] = fmaf(exp2_fast(now[k] * rate[n]), h[n], added[k] * read[n]);
             }
         }
-        copy_async_wait<0>();
-        __syncthreads();
 
         // What the second sweep over a group needs, worked out while the third goes over the group after it: the steps,
-        // their slopes d delta / d raw, ds, and dy silu'(z).
-        float steps[STEPS], slopes[STEPS], ds[STEPS], dgate[STEPS] = {};
+        // ds, and dy silu'(z).
+        float steps[STEPS], ds[STEPS];
+        [[maybe_unused]] float dgate[STEPS] = {};
         auto prepare = [&](int k, int group) {
-            const int at = place_of(group) * STEPS + k;
-            const float raw = to_float(shared.rows[DELTA][at][place.channel]) + bias;
-            float y;
-            steps[k] = step_size(raw, y);
-            slopes[k] = SOFTPLUS ? (raw >= 0.0f ? 1.0f : y) * reciprocal(1.0f + y) : 1.0f;
-            ds[k] = to_float(shared.rows[DY][at][place.channel]);
-            if (padding(group * STEPS + k)) steps[k] = slopes[k] = ds[k] = 0.0f;
+            const int at = group * STEPS + k;
+            steps[k] = shared.steps[at][place.channel];
+            ds[k] = to_float(rows[DY][at][place.channel]);
+            if (padding(at)) ds[k] = 0.0f;
 #if GATED
-            const float gate = to_float(shared.rows[Z][at][place.channel]), open = sigmoid(gate), opened = gate * open;
+            const float gate = to_float(rows[Z][at][place.channel]), open = sigmoid(gate), opened = gate * open;
             dgate[k] = ds[k] * fmaf(opened, 1.0f - open, open);
             ds[k] *= opened;
 #endif
+        };
+        // d step / d raw of token `i`: the sigmoid of the raw step, that is 1 - e^-step, by its series where that cancels.
+        auto slope = [&](int i, float step) {
+            if (!SOFTPLUS) return padding(i) ? 0.0f : 1.0f;
+            if (EXACT) return padding(i) ? 0.0f : sigmoid(to_float(rows[DELTA][i][place.channel]) + bias);
+            return step < 0.0625f ? step * fmaf(step, fmaf(step, 1.0f / 6, -0.5f), 1.0f) : 1.0f - exp2_fast(-LOG2E * step);
         };
 #pragma unroll
         for (int k = 0; k < STEPS; k++) prepare(k, GROUPS - 1);
 
 #pragma unroll 1
         for (int group = GROUPS - 1; group >= 0; group--) {
-            const int slot = place_of(group), previous = group > 0 ? group - 1 : 0;
-            const i64 token = t + group * STEPS;
+            const int previous = group > 0 ? group - 1 : 0;
             const bool more = t > begin;
-            if (more) load_values(t - CHECKPOINT + (GROUPS - 1 - group) * STEPS);
+            if (more) load_values(t - CHECKPOINT + group * STEPS);
 
+            const Picks pick(shared.picks);
             // Second sweep: states and decays of the group, and what follows from them alone.
             float before[STEPS][OWN], decay[STEPS][OWN];
 #pragma unroll
             for (int k = 0; k < STEPS; k++) {
-                const int i = group * STEPS + k, at = slot * STEPS + k;
+                const int i = group * STEPS + k;
                 if (starts(i)) restart(h);
-                const float input = to_float(shared.rows[U][at][place.channel]), write = steps[k] * input;
+                const float input = to_float(rows[U][i][place.channel]), write = steps[k] * input;
                 float read[OWN], weight[OWN], product[OWN], s[4] = {};
-                take(read, &shared.projections[at][0][place.part * OWN]);
-                take(weight, &shared.projections[at][1][place.part * OWN]);
+                take(read, &projected[i][0][place.part * OWN]);
+                take(weight, &projected[i][1][place.part * OWN]);
 #pragma unroll
                 for (int n = 0; n < OWN; n++) {
                     before[k][n] = h[n];
@@ -369,7 +382,7 @@ selective_scan_backward(const T* u, i64 u_batch, i64 u_time, const T* delta, i64
                 keep(shared.partial[1][k], sums);
 #if GATED
                 const float output = fmaf(skip, input, sum_lanes((s[0] + s[1]) + (s[2] + s[3])));
-                if (place.part == 0) shared.rows[Z][at][place.channel] = from_float<T>(dgate[k] * output);
+                if (place.part == 0) rows[Z][i][place.channel] = from_float<T>(dgate[k] * output);
 #endif
             }
             if (group == 0 && more) {
@@ -382,11 +395,11 @@ selective_scan_backward(const T* u, i64 u_batch, i64 u_time, const T* delta, i64
             // Third sweep, back through the group.
 #pragma unroll
             for (int k = STEPS - 1; k >= 0; k--) {
-                const int i = group * STEPS + k, at = slot * STEPS + k;
-                const float input = to_float(shared.rows[U][at][place.channel]), write = steps[k] * input;
+                const int i = group * STEPS + k;
+                const float input = to_float(rows[U][i][place.channel]), write = steps[k] * input;
                 float read[OWN], weight[OWN], product[OWN];
-                take(read, &shared.projections[at][0][place.part * OWN]);
-                take(weight, &shared.projections[at][1][place.part * OWN]);
+                take(read, &projected[i][0][place.part * OWN]);
+                take(weight, &projected[i][1][place.part * OWN]);
                 float written[2] = {}, decayed[2] = {};
 #pragma unroll
                 for (int n = 0; n < OWN; n++) {
@@ -402,12 +415,12 @@ selective_scan_backward(const T* u, i64 u_batch, i64 u_time, const T* delta, i64
                 sum_quads(sums, product, pick);
                 keep(shared.partial[0][k], sums);
                 const float gb = sum_lanes(written[0] + written[1]), aw = sum_lanes(decayed[0] + decayed[1]);
-                const float dinput = fmaf(skip, ds[k], steps[k] * gb), dstep = slopes[k] * fmaf(input, gb, LN2 * aw);
+                const float dinput = fmaf(skip, ds[k], steps[k] * gb), dstep = slope(i, steps[k]) * fmaf(input, gb, LN2 * aw);
                 dd = fmaf(ds[k], input, dd);
                 dbias += dstep;
                 if (place.part == 0) {
-                    shared.rows[U][at][place.channel] = from_float<T>(dinput);
-                    shared.rows[DELTA][at][place.channel] = from_float<T>(dstep);
+                    rows[U][i][place.channel] = from_float<T>(dinput);
+                    rows[DELTA][i][place.channel] = from_float<T>(dstep);
                 }
                 if (starts(i)) {
                     if (exists) {
@@ -425,17 +438,14 @@ selective_scan_backward(const T* u, i64 u_batch, i64 u_time, const T* delta, i64
             }
             __syncthreads();
             finish(shared.partial[0], to, count - group * STEPS);
-            write_group(token, count - group * STEPS, slot);
             to -= STEPS * 2 * STATES;
-            // These rows are free: the next tile's groups come in the order in which they are needed.
-            if (more) {
-                copy_group(t - CHECKPOINT, GROUPS - 1 - group, slot);
-                put_values(slot);
-            }
-            copy_async_commit();
+            if (more) put_values(group, side ^ 1);
         }
-        copy_async_wait<1>(); // all but the last group of rows, which the first sweep does without
+        copy_async_wait<0>();
         __syncthreads();
+        write_tile(t, side);
+        if (t - CHECKPOINT > begin) copy_tile(t - 2 * CHECKPOINT, side);
+        copy_async_commit();
     }
 
     if (!exists) return;

@@ -5,7 +5,9 @@
 //   ELEMENT     bf16 or float: the dtype of u, delta, b, c, z, y and their gradients
 //   STATES      d_state: 8, 16, 32 or 64
 //   LANES       lanes that share a channel: 1, 2 or 4, with STATES / LANES 8 or 16
-//   CHECKPOINT  tokens from one kept state to the next: 16 or 32; the same in the forward and the backward
+//   CHECKPOINT  tokens from one kept state to the next, the same in the forward and the backward: 16 for bf16 and 8 for
+//               float. Twice that halves the memory of the states and works too, but leaves a multiprocessor of sm_90 one
+//               block of the backward in place of two, and does not fit in sm_89 and sm_120.
 //   GATED       1 if there is z, else 0
 //   SOFTPLUS    1 if delta goes through softplus, else 0
 //   MASKS       1 if there are resets or a valid mask, else 0

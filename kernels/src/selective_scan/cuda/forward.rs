@@ -5,7 +5,7 @@ use torch_bridge::Result;
 
 use super::SelectiveScan;
 use super::combine::combine;
-use super::kernels::{CHECKPOINT, Kernels, Sizes};
+use super::kernels::{Kernels, Sizes};
 
 /// `y` and the last state, and the kept states if they are asked for.
 pub(super) fn forward(
@@ -18,7 +18,7 @@ pub(super) fn forward(
     let float = (Kind::Float, args.u.device());
     let y = Tensor::empty([sizes.batch, sizes.time, sizes.d_inner], (element, args.u.device()));
     let last = Tensor::empty(sizes.states_of_rows(), float);
-    let kept = (sizes.time + CHECKPOINT - 1).div_euclid(CHECKPOINT);
+    let kept = (sizes.time + kernels.checkpoint - 1).div_euclid(kernels.checkpoint);
     let checkpoints = keep.then(|| Tensor::empty([sizes.batch, kept, sizes.states, sizes.d_inner], float));
     let starts = if sizes.segments > 1 {
         let local = Tensor::empty(sizes.states_of_segments(), float);

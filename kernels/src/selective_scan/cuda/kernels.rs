@@ -1,6 +1,6 @@
 //! Which kernels a call takes, and how they are launched.
 
-use tch::{Kind, Tensor};
+use tch::Kind;
 use torch_bridge::Result;
 
 use super::SelectiveScan;
@@ -12,34 +12,68 @@ static SCAN: Header = Header { name: "scan.cuh", text: include_str!("../scan.cuh
 
 program!(FORWARD = "selective_scan/forward.cu", headers: &[&COMMON, &SCAN], variants: VARIANTS);
 program!(BACKWARD = "selective_scan/backward.cu", headers: &[&COMMON, &SCAN], variants: VARIANTS);
-program!(COMBINE = "selective_scan/combine.cu", variants: &[&[ELEMENTS[0]], &[ELEMENTS[1]]]);
+program!(COMBINE = "selective_scan/combine.cu", variants: &[&[Elements::BFloat16.define()], &[Elements::Float.define()]]);
 
-const ELEMENTS: [Define; 2] = [("ELEMENT", Value::Text("bf16")), ("ELEMENT", Value::Text("float"))];
+/// The dtype that a call reads and writes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Elements {
+    BFloat16,
+    Float,
+}
+
+impl Elements {
+    pub(super) const fn define(self) -> Define {
+        ("ELEMENT", Value::Text(if matches!(self, Self::BFloat16) { "bf16" } else { "float" }))
+    }
+
+    /// Tokens from one kept state to the next. With twice as many the backward has room for one block in place of two on
+    /// a Hopper and for none on smaller cards.
+    pub(super) const fn checkpoint(self) -> i64 {
+        if matches!(self, Self::BFloat16) { 16 } else { 8 }
+    }
+
+    pub(super) fn kind(self) -> Kind {
+        if self == Self::BFloat16 { Kind::BFloat16 } else { Kind::Float }
+    }
+}
+
+/// What a call computes in: bf16 if u, delta and z are. (b and c are small and often come wider, from a norm; they
+/// follow.) Nothing for f64, which has no kernel.
+pub(super) fn of_elements(args: &SelectiveScan<'_>) -> Option<Elements> {
+    let narrow =
+        [Some(args.u), Some(args.delta), args.z].into_iter().flatten().all(|x| x.kind() == Kind::BFloat16);
+    let found = if narrow { Elements::BFloat16 } else { Elements::Float };
+    (args.u.kind() != Kind::Double).then_some(found)
+}
 
 /// Each dtype, number of states and switch at least once.
 const VARIANTS: &[&[Define]] = &[
-    &variant(0, 16, 1, [1, 1, 0]),
-    &variant(0, 16, 1, [1, 1, 1]),
-    &variant(0, 8, 1, [0, 1, 1]),
-    &variant(0, 64, 4, [1, 0, 0]),
-    &variant(1, 16, 1, [1, 1, 1]),
-    &variant(1, 32, 2, [0, 0, 0]),
+    &variant(Elements::BFloat16, 16, 1, [1, 1, 0]),
+    &variant(Elements::BFloat16, 16, 1, [1, 1, 1]),
+    &variant(Elements::BFloat16, 8, 1, [0, 1, 1]),
+    &variant(Elements::BFloat16, 64, 4, [1, 0, 0]),
+    &variant(Elements::Float, 16, 1, [1, 1, 1]),
+    &variant(Elements::Float, 16, 2, [1, 1, 0]),
+    &variant(Elements::Float, 32, 2, [0, 0, 0]),
 ];
 
-const fn variant(element: usize, states: i64, lanes: i64, [gated, softplus, masks]: [i64; 3]) -> [Define; 7] {
+const fn variant(
+    elements: Elements,
+    states: i64,
+    lanes: i64,
+    [gated, softplus, masks]: [i64; 3],
+) -> [Define; 7] {
     [
-        ELEMENTS[element],
+        elements.define(),
         ("STATES", Value::Int(states)),
         ("LANES", Value::Int(lanes)),
-        ("CHECKPOINT", Value::Int(CHECKPOINT)),
+        ("CHECKPOINT", Value::Int(elements.checkpoint())),
         ("GATED", Value::Int(gated)),
         ("SOFTPLUS", Value::Int(softplus)),
         ("MASKS", Value::Int(masks)),
     ]
 }
 
-/// Tokens from one kept state to the next. (With 32 the backward has room for fewer blocks and takes a third longer.)
-pub(super) const CHECKPOINT: i64 = 16;
 /// Threads of a block of the scan.
 const THREADS: i64 = 128;
 /// Of a block of the others.
@@ -55,6 +89,8 @@ const BLOCKS: i64 = 2;
 #[derive(Clone, Copy)]
 pub(super) struct Kernels {
     pub(super) element: Kind,
+    /// Tokens from one kept state to the next.
+    pub(super) checkpoint: i64,
     /// `d_state` as the kernels have it.
     pub(super) states: i64,
     pub(super) forward: Pass,
@@ -70,42 +106,53 @@ pub(super) struct Pass {
     pub(super) loaded: &'static Loaded,
     /// Lanes that share a channel.
     pub(super) lanes: i64,
+    reverse: bool,
 }
 
 impl Kernels {
     pub(super) fn find(args: &SelectiveScan<'_>, graph: bool) -> Result<Self, Unavailable> {
         let (device, n_states) = (args.u.device(), args.a.size()[1]);
-        if args.u.kind() == Kind::Double {
-            return Err("selective_scan has no CUDA kernel for float64".into());
-        }
+        let elements = of_elements(args).ok_or("selective_scan has no CUDA kernel for float64")?;
         let states = [8, 16, 32, 64].into_iter().find(|states| n_states <= *states);
         let states =
             states.ok_or_else(|| format!("selective_scan has no CUDA kernel for d_state {n_states}"))?;
         if args.u.size()[0] > ROWS {
             return Err(format!("selective_scan has no CUDA kernel for more than {ROWS} rows").into());
         }
-        // b and c are small and often come wider than the rest, from a norm; they follow.
-        let narrow = [Some(args.u), Some(args.delta), args.z].into_iter().flatten();
-        let element = usize::from(!narrow.map(Tensor::kind).all(|kind| kind == Kind::BFloat16));
         let switches = [args.z.is_some(), args.delta_softplus, args.resets.is_some() || args.valid.is_some()];
         let load = |program: &'static cuda::Program, lanes| {
-            let defines = variant(element, states, lanes, switches.map(i64::from));
-            program.on(device, &defines).map(|loaded| Pass { loaded, lanes })
+            let defines = variant(elements, states, lanes, switches.map(i64::from));
+            program.on(device, &defines).map(|loaded| Pass {
+                loaded,
+                lanes,
+                reverse: std::ptr::eq(program, &raw const BACKWARD),
+            })
         };
-        // A thread has 8 or 16 states.
-        let lanes = (states / 16).max(1);
-        let backward = graph.then(|| load(&BACKWARD, lanes)).transpose()?;
-        if backward.is_some_and(|pass| {
-            shared_bytes(pass.loaded).is_ok_and(|bytes| bytes > pass.loaded.shared_bytes())
-        }) {
-            return Err("the backward of selective_scan needs more shared memory than this card has".into());
+        // A thread has 16 states, or 8, with which a block is smaller.
+        let lanes = [(states / 16).max(1), (states / 8).min(4)];
+        let mut backward = None;
+        if graph {
+            for lanes in lanes {
+                let pass = load(&BACKWARD, lanes)?;
+                let bytes = shared_bytes(pass.loaded).map_err(|error| error.to_string())?;
+                if bytes <= pass.loaded.shared_bytes() {
+                    backward = Some(pass);
+                    break;
+                }
+            }
+            if backward.is_none() {
+                return Err(
+                    "the backward of selective_scan needs more shared memory than this card has".into()
+                );
+            }
         }
         Ok(Self {
-            element: [Kind::BFloat16, Kind::Float][element],
+            element: elements.kind(),
+            checkpoint: elements.checkpoint(),
             states,
-            forward: load(&FORWARD, lanes)?,
+            forward: load(&FORWARD, lanes[0])?,
             backward,
-            combine: COMBINE.on(device, &[ELEMENTS[element]])?,
+            combine: COMBINE.on(device, &[elements.define()])?,
             sums: Sums::on(device)?,
         })
     }
@@ -128,12 +175,14 @@ pub(super) struct Sizes {
 }
 
 impl Sizes {
-    /// A batch that leaves half of the card idle is cut in time, at the price of a pass more.
+    /// A batch that leaves places on the card empty is cut in time, at the price of a pass more.
     pub(super) fn of(args: &SelectiveScan<'_>, kernels: &Kernels, pass: Pass) -> Self {
         let size = args.u.size();
         let (batch, time, d_inner) = (size[0], size[1], size[2]);
         let blocks = batch * (d_inner * pass.lanes + THREADS - 1).div_euclid(THREADS);
-        let segment = cut(time, blocks, BLOCKS * pass.loaded.multiprocessors());
+        let places = BLOCKS * pass.loaded.multiprocessors();
+        let length = if pass.reverse { cut_reverse(time, blocks, places) } else { cut(time, blocks, places) };
+        let segment = (length + kernels.checkpoint - 1).div_euclid(kernels.checkpoint) * kernels.checkpoint;
         let segments = (time + segment - 1).div_euclid(segment);
         Self { batch, time, d_inner, states: kernels.states, segment, segments }
     }
@@ -160,13 +209,23 @@ impl Sizes {
     }
 }
 
-/// Tokens of a segment for a scan of `time` tokens that has `blocks` blocks on a card with room for `room`.
-fn cut(time: i64, blocks: i64, room: i64) -> i64 {
-    // Blocks that end at different times fill a card better if there are a few for each place.
-    let segments = if 2 * blocks > room { 1 } else { (3 * room / blocks).min(time / SEGMENT).min(ROWS) };
-    // Fewer save less than the pass more costs.
-    let segments = if segments < 4 { 1 } else { segments };
-    (time + segments * CHECKPOINT - 1).div_euclid(segments * CHECKPOINT) * CHECKPOINT
+/// Tokens of a segment, before rounding, for a scan of `time` tokens that has `blocks` blocks on a card with so many
+/// `places` for them: more segments where half of the places would be empty.
+fn cut(time: i64, blocks: i64, places: i64) -> i64 {
+    let segments = if 2 * blocks > places { 1 } else { (places / blocks).min(time / SEGMENT).clamp(1, ROWS) };
+    (time + segments - 1).div_euclid(segments)
+}
+
+/// As [`cut`], for the backward. Where some multiprocessors would have two blocks and some one, a long first segment and a
+/// short last one, for the places that are left, take the least time.
+fn cut_reverse(time: i64, blocks: i64, places: i64) -> i64 {
+    let left = places - blocks;
+    if 2 * blocks > places && left > 0 && time >= 4 * SEGMENT {
+        // The least whole number with left * long >= blocks.
+        let long = (blocks + left - 1).div_euclid(left);
+        return time * long / (long + 1);
+    }
+    cut(time, blocks, places)
 }
 
 pub(super) fn small(columns: i64, outer: i64) -> Result<Shape> {
@@ -183,18 +242,17 @@ mod tests {
 
     #[test]
     fn time_is_cut_where_that_fills_the_card() {
-        // 8 x 2048 x 3200 fills an H100; 1 x 16384 x 1536 does not, and neither does one token of any width.
-        assert_eq!(cut(2_048, 200, 264), 2_048);
-        assert_eq!(cut(16_384, 12, 264), 256);
-        assert_eq!(cut(8_192, 50, 264), 560);
-        assert_eq!((cut(1, 1, 264), cut(1_000, 1, 264)), (16, 1_008));
+        // 8 x 2048 x 3200 on an H100; 1 x 16384 x 1536; 2 x 8192 x 3200; one token.
+        assert_eq!((cut(2_048, 200, 264), cut_reverse(2_048, 200, 264)), (2_048, 1_638));
+        assert_eq!((cut(16_384, 12, 264), cut_reverse(16_384, 12, 264)), (745, 745));
+        assert_eq!((cut(8_192, 50, 264), cut_reverse(8_192, 50, 264)), (1_639, 1_639));
+        assert_eq!((cut(1, 1, 264), cut_reverse(1, 200, 264)), (1, 1));
         for time in [1, 15, 16, 17, 1_024, 2_100, 65_537, 100_000_000] {
-            for blocks in [1, 7, 50, 132, 10_000] {
-                let segment = cut(time, blocks, 264);
-                let segments = (time + segment - 1) / segment;
-                assert!(segment % CHECKPOINT == 0 && segment > 0 && (1..=ROWS).contains(&segments));
-                assert!((segments - 1) * segment < time && time <= segments * segment);
-                assert!(segments == 1 || segment >= SEGMENT);
+            for blocks in [1, 7, 50, 132, 133, 263, 264, 10_000] {
+                for length in [cut(time, blocks, 264), cut_reverse(time, blocks, 264)] {
+                    let segments = (time + length - 1) / length;
+                    assert!((1..=time).contains(&length) && (1..=ROWS).contains(&segments));
+                }
             }
         }
     }

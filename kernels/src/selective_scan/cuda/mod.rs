@@ -4,6 +4,7 @@ mod backward;
 mod combine;
 mod forward;
 mod kernels;
+mod step;
 
 use tch::{Kind, Tensor};
 use torch_bridge::autograd::{self, Function, Saved};
@@ -11,6 +12,7 @@ use torch_bridge::guards::is_grad_enabled;
 use torch_bridge::{Error, Result};
 
 use self::kernels::Kernels;
+use self::step::Step;
 use super::given::Given;
 use super::{SelectiveScan, reference};
 use crate::{cuda, second};
@@ -20,6 +22,10 @@ use crate::{cuda, second};
 pub(super) fn selective_scan(args: &SelectiveScan<'_>) -> Result<Option<(Tensor, Tensor)>> {
     let given = Given::of(args);
     let graph = is_grad_enabled() && Given::list(args).iter().any(|x| x.requires_grad());
+    if let Some(step) = Step::find(args, graph) {
+        let step = cuda::or_definition("selective_scan", step)?;
+        return step.map(|step| step.run(args)).transpose();
+    }
     let Some(kernels) = cuda::or_definition("selective_scan", Kernels::find(args, graph))? else {
         return Ok(None);
     };

@@ -1,10 +1,13 @@
 //! The causal convolution on CUDA devices: what its kernels get, and in which order they run.
 
+mod step;
+
 use tch::{Kind, Tensor};
 use torch_bridge::autograd::{self, Function, Saved};
 use torch_bridge::guards::is_grad_enabled;
 use torch_bridge::{Error, Result};
 
+use self::step::Step;
 use super::given::Given;
 use super::{CausalConv1d, reference};
 use crate::cuda::launch::{Launch, Shape, blocks};
@@ -12,7 +15,7 @@ use crate::cuda::sums::Sums;
 use crate::cuda::{self, COMMON, Define, Header, Loaded, Unavailable, Value, program};
 use crate::second;
 
-static CONV: Header = Header { name: "conv.cuh", text: include_str!("conv.cuh") };
+static CONV: Header = Header { name: "conv.cuh", text: include_str!("../conv.cuh") };
 
 program!(FORWARD = "causal_conv1d/forward.cu", headers: &[&COMMON, &CONV], variants: VARIANTS);
 program!(BACKWARD = "causal_conv1d/backward.cu", headers: &[&COMMON, &CONV], variants: VARIANTS);
@@ -42,8 +45,9 @@ const THREADS: i64 = 128;
 /// Neighbouring channels of a thread, at least; threads for which no token is left do nothing.
 const CHANNELS: i64 = 4;
 /// Tokens of a thread.
-const FORWARD_CHUNK: i64 = 32;
-const BACKWARD_CHUNK: i64 = 64;
+const FORWARD_CHUNK: i64 = 48;
+/// Of the backward, the taps that reach beyond the chunk among them.
+const BACKWARD_REACH: i64 = 56;
 /// Chunks of a block of the backward, one for each warp.
 const WARPS: i64 = 4;
 /// What a grid may have in y and z.
@@ -52,13 +56,15 @@ const ROWS: i64 = 65_535;
 /// As [`causal_conv1d`](super::causal_conv1d), for CUDA tensors that are not empty; nothing where the definition is to
 /// run.
 pub(super) fn causal_conv1d(args: &CausalConv1d<'_>) -> Result<Option<(Tensor, Tensor)>> {
+    if args.x.kind() == Kind::Double {
+        let refused: Result<(), _> = Err("causal_conv1d has no CUDA kernel for float64".into());
+        return cuda::or_definition("causal_conv1d", refused).map(|_| None);
+    }
     let given = Given::of(args);
     let graph = is_grad_enabled() && Given::list(args).iter().any(|x| x.requires_grad());
     let element = if args.x.kind() == Kind::BFloat16 { Kind::BFloat16 } else { Kind::Float };
     let x = args.x.to_kind(element);
     let x = if x.stride()[2] == 1 { x } else { x.contiguous() };
-    let found = Kernels::find(args, element, is_whole(&x), graph);
-    let Some(kernels) = cuda::or_definition("causal_conv1d", found)? else { return Ok(None) };
     let float = |x: &Tensor| x.to_kind(Kind::Float).contiguous();
     let (weight, tail) = (float(args.weight), float(args.tail));
     let [bias, reset_tail] = [args.bias, args.reset_tail].map(|x| x.map(float));
@@ -73,10 +79,18 @@ pub(super) fn causal_conv1d(args: &CausalConv1d<'_>) -> Result<Option<(Tensor, T
         lengths: lengths.as_ref(),
         silu: args.silu,
     };
+    let of_kinds = |y: &Tensor, tail: &Tensor| (y.to_kind(args.x.kind()), tail.to_kind(args.tail.kind()));
+    if let Some(step) = Step::find(&inputs, graph) {
+        let Some(step) = cuda::or_definition("causal_conv1d", step)? else { return Ok(None) };
+        let (y, tail) = step.run(&inputs)?;
+        return Ok(Some(of_kinds(&y, &tail)));
+    }
+    let found = Kernels::find(&inputs, is_whole(&x), graph);
+    let Some(kernels) = cuda::or_definition("causal_conv1d", found)? else { return Ok(None) };
     let outputs = autograd::apply("causal_conv1d", Convolution { given, kernels }, &Given::list(&inputs))?;
     let [y, tail]: [Tensor; 2] =
         outputs.try_into().map_err(|_| Error::other("causal_conv1d: not two outputs"))?;
-    Ok(Some((y.to_kind(args.x.kind()), tail.to_kind(args.tail.kind()))))
+    Ok(Some(of_kinds(&y, &tail)))
 }
 
 /// The kernels of one call, loaded.
@@ -91,22 +105,26 @@ struct Kernels {
 }
 
 impl Kernels {
-    fn find(args: &CausalConv1d<'_>, element: Kind, whole: bool, graph: bool) -> Result<Self, Unavailable> {
-        if args.x.kind() == Kind::Double {
-            return Err("causal_conv1d has no CUDA kernel for float64".into());
-        }
+    /// For operands in the kernels' kinds.
+    fn find(args: &CausalConv1d<'_>, whole: bool, graph: bool) -> Result<Self, Unavailable> {
         if args.x.size()[0] > ROWS {
             return Err(format!("causal_conv1d has no CUDA kernel for more than {ROWS} rows").into());
         }
         let device = args.x.device();
         let masks = args.resets.is_some() || args.lengths.is_some();
-        let name = if element == Kind::BFloat16 { "bf16" } else { "float" };
-        let defines = variant(name, args.weight.size()[1], [args.silu, masks, whole].map(i64::from));
+        let element = args.x.kind();
+        let defines =
+            variant(name_of(element), args.weight.size()[1], [args.silu, masks, whole].map(i64::from));
         let backward = graph
             .then(|| Ok::<_, Unavailable>((BACKWARD.on(device, &defines)?, Sums::on(device)?)))
             .transpose()?;
         Ok(Self { element, whole, forward: FORWARD.on(device, &defines)?, backward })
     }
+}
+
+/// What the kernels call a kind.
+fn name_of(element: Kind) -> &'static str {
+    if element == Kind::BFloat16 { "bf16" } else { "float" }
 }
 
 /// The node of the graph. It saves its inputs.
@@ -214,7 +232,8 @@ fn backward(
     };
     let dnew_tail = dnew_tail.map(Tensor::contiguous);
 
-    let grid = [ceil(d, THREADS), ceil(ceil(time, BACKWARD_CHUNK), WARPS), batch];
+    let chunk = BACKWARD_REACH - (width - 1);
+    let grid = [ceil(d, THREADS), ceil(ceil(time, chunk), WARPS), batch];
     let dx = Tensor::empty([batch, time, d], (element, args.x.device()));
     let parameters = Tensor::empty([batch, grid[1], d * (width + 1)], float);
     let launch = operands(loaded.kernel("causal_conv1d_backward")?, args, element)
@@ -224,7 +243,7 @@ fn backward(
         .tensor(&parameters, Kind::Float)
         .i64(time)
         .i64(d)
-        .i64(BACKWARD_CHUNK);
+        .i64(chunk);
     // SAFETY: the kernel's parameters in its order; `check` has seen to the operands' shapes, the gradients have those
     // of the outputs, and the results the documented ones.
     unsafe { launch.run(shape(grid)?) }?;
