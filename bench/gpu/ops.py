@@ -77,7 +77,7 @@ class Scan:
         grid = (ceil(d_inner, self.channels), batch, segments)
         y = empty(u, batch, time, d_inner, dtype=self.dtype)
         last = empty(u, batch, d_inner, self.states)
-        kept = empty(u, batch, ceil(time, self.checkpoint), d_inner, self.states) if keep else None
+        kept = empty(u, batch, ceil(time, self.checkpoint), self.states, d_inner) if keep else None
         states, by_batch, by_segment = start, batch_stride(start), 0
         if segments > 1:
             states = empty(u, batch, segments, d_inner, self.states)

@@ -119,9 +119,9 @@ if __name__ == "__main__":
         torch.cuda.synchronize()
         sys.exit()
     if "--last" in sys.argv:
-        scan(8, 2048, 3200, 16, back=1648)
+        scan(8, 2048, 3200, 16, back=1664)
         scan(8, 2048, 3200, 16, peer=False)
-        scan(8, 2048, 3200, 16, back=1648, masks=True, peer=False)
+        scan(8, 2048, 3200, 16, back=1664, masks=True, peer=False)
         conv(8, 2048, 3200)
         for chunks in ((32, 77), (40, 61), (96, 53)):
             conv(8, 2048, 3200, chunks=chunks, peer=False)

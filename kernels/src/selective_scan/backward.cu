@@ -33,26 +33,21 @@ enum { U, DELTA, DY, Z };
 struct alignas(16) Shared {
     T rows[2][STREAMS][CHECKPOINT][CHANNELS]; // u, delta, z are replaced by their gradients, token after token
     float states[GROUPS - 1][OWN / 4][THREADS][4];
-    float steps[CHECKPOINT][CHANNELS];
-    float picks[8][8];
     float projections[2][CHECKPOINT][2][STATES];
     float partial[2][STEPS][WARPS][32][PARTIAL];
 };
 
-/// Columns for `mma_tf32`: of[j] is 1 in the lanes of column j. They are read from a table when they are needed, since
-/// registers are short, and in pairs, as the instruction takes them.
+/// Columns for `mma_tf32`: pick[j] = 1 in lanes of column j.
 struct Picks {
-    float of[8];
+    float even[4], odd[4];
 
-    static DEVICE void make(float (&table)[8][8]) {
-        if (threadIdx.x < 64) table[threadIdx.x / 8][threadIdx.x % 8] = threadIdx.x / 8 == threadIdx.x % 8;
-    }
-
-    DEVICE explicit Picks(const float (&table)[8][8]) {
-        const float* row = table[threadIdx.x % 32 / 4];
-        const float4 x = *reinterpret_cast<const float4*>(row), y = *reinterpret_cast<const float4*>(row + 4);
-        of[0] = x.x, of[1] = x.y, of[2] = x.z, of[3] = x.w;
-        of[4] = y.x, of[5] = y.y, of[6] = y.z, of[7] = y.w;
+    DEVICE Picks() {
+        const int group = threadIdx.x % 32 / 4;
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            even[j] = group == 2 * j ? 1.0f : 0.0f;
+            odd[j] = group == 2 * j + 1 ? 1.0f : 0.0f;
+        }
     }
 };
 
@@ -68,10 +63,10 @@ DEVICE void sum_quads(float (&sums)[4], const float (&x)[OWN], const Picks& pick
         if (EXACT) {
             auto upper = [](float v) { return __uint_as_float(__float_as_uint(v) & 0xffffe000u); };
             mma_tf32(sums, low[0] - upper(low[0]), high[0] - upper(high[0]), low[1] - upper(low[1]),
-                     high[1] - upper(high[1]), pick.of[2 * j], pick.of[2 * j + 1]);
-            mma_tf32(sums, upper(low[0]), upper(high[0]), upper(low[1]), upper(high[1]), pick.of[2 * j], pick.of[2 * j + 1]);
+                     high[1] - upper(high[1]), pick.even[j], pick.odd[j]);
+            mma_tf32(sums, upper(low[0]), upper(high[0]), upper(low[1]), upper(high[1]), pick.even[j], pick.odd[j]);
         } else {
-            mma_tf32(sums, low[0], high[0], low[1], high[1], pick.of[2 * j], pick.of[2 * j + 1]);
+            mma_tf32(sums, low[0], high[0], low[1], high[1], pick.even[j], pick.odd[j]);
         }
     }
 }
@@ -138,7 +133,7 @@ selective_scan_backward(const T* u, i64 u_batch, i64 u_time, const T* delta, i64
     extern __shared__ __align__(16) unsigned char memory[];
     Shared& shared = *reinterpret_cast<Shared*>(memory);
     const Place place;
-    Picks::make(shared.picks);
+    const Picks pick;
     const i64 batch = blockIdx.y, first = i64(blockIdx.x) * CHANNELS, channel = first + place.channel;
     const bool exists = channel < d_inner;
     const i64 begin = blockIdx.z * segment, end = begin + segment < time ? begin + segment : time;
@@ -210,9 +205,17 @@ selective_scan_backward(const T* u, i64 u_batch, i64 u_time, const T* delta, i64
     };
     // The kept state of the tile at `t`: each thread brings its own.
     auto copy_state = [&](i64 t) {
-        const float* from = checkpoints + (batch * kept + t / CHECKPOINT) * d_inner * STATES + state;
+        const float* from =
+            checkpoints + ((batch * kept + t / CHECKPOINT) * STATES + place.part * OWN) * d_inner + channel;
 #pragma unroll
-        for (int n = 0; n < OWN; n += 4) copy_async_16(shared.states[0][n / 4][threadIdx.x], from + n, exists ? 16 : 0);
+        for (int n = 0; n < OWN; n++) {
+            float* to = &shared.states[0][n / 4][threadIdx.x][n % 4];
+            if (exists) {
+                copy_async_4(to, from + n * d_inner);
+            } else {
+                *to = 0.0f;
+            }
+        }
     };
     auto read_state = [&](float(&h)[OWN], int group) {
 #pragma unroll
@@ -298,7 +301,6 @@ selective_scan_backward(const T* u, i64 u_batch, i64 u_time, const T* delta, i64
                 float unused;
                 step[k] = step_size(to_float(rows[DELTA][group * STEPS + k][place.channel]) + bias, unused);
                 if (padding(group * STEPS + k)) step[k] = 0.0f;
-                shared.steps[group * STEPS + k][place.channel] = step[k];
                 written[k] = step[k] * to_float(rows[U][group * STEPS + k][place.channel]);
             }
         };
@@ -317,7 +319,7 @@ selective_scan_backward(const T* u, i64 u_batch, i64 u_time, const T* delta, i64
                 now[k] = step[k];
                 added[k] = written[k];
             }
-            prepare_steps(group + 1);
+            prepare_steps(group + 1); // for nothing at the last group
 #pragma unroll
             for (int k = 0; k < STEPS; k++) {
                 if (starts(group * STEPS + k)) restart(h);
@@ -329,25 +331,22 @@ selective_scan_backward(const T* u, i64 u_batch, i64 u_time, const T* delta, i64
         }
 
         // What the second sweep over a group needs, worked out while the third goes over the group after it: the steps,
-        // ds, and dy silu'(z).
-        float steps[STEPS], ds[STEPS];
+        // their slopes d delta / d raw, ds, and dy silu'(z).
+        float steps[STEPS], slopes[STEPS], ds[STEPS];
         [[maybe_unused]] float dgate[STEPS] = {};
         auto prepare = [&](int k, int group) {
             const int at = group * STEPS + k;
-            steps[k] = shared.steps[at][place.channel];
+            const float raw = to_float(rows[DELTA][at][place.channel]) + bias;
+            float y;
+            steps[k] = step_size(raw, y);
+            slopes[k] = SOFTPLUS ? (raw >= 0.0f ? 1.0f : y) * reciprocal(1.0f + y) : 1.0f;
             ds[k] = to_float(rows[DY][at][place.channel]);
-            if (padding(at)) ds[k] = 0.0f;
+            if (padding(group * STEPS + k)) steps[k] = slopes[k] = ds[k] = 0.0f;
 #if GATED
             const float gate = to_float(rows[Z][at][place.channel]), open = sigmoid(gate), opened = gate * open;
             dgate[k] = ds[k] * fmaf(opened, 1.0f - open, open);
             ds[k] *= opened;
 #endif
-        };
-        // d step / d raw of token `i`: the sigmoid of the raw step, that is 1 - e^-step, by its series where that cancels.
-        auto slope = [&](int i, float step) {
-            if (!SOFTPLUS) return padding(i) ? 0.0f : 1.0f;
-            if (EXACT) return padding(i) ? 0.0f : sigmoid(to_float(rows[DELTA][i][place.channel]) + bias);
-            return step < 0.0625f ? step * fmaf(step, fmaf(step, 1.0f / 6, -0.5f), 1.0f) : 1.0f - exp2_fast(-LOG2E * step);
         };
 #pragma unroll
         for (int k = 0; k < STEPS; k++) prepare(k, GROUPS - 1);
@@ -358,7 +357,6 @@ selective_scan_backward(const T* u, i64 u_batch, i64 u_time, const T* delta, i64
             const bool more = t > begin;
             if (more) load_values(t - CHECKPOINT + group * STEPS);
 
-            const Picks pick(shared.picks);
             // Second sweep: states and decays of the group, and what follows from them alone.
             float before[STEPS][OWN], decay[STEPS][OWN];
 #pragma unroll
@@ -415,7 +413,7 @@ selective_scan_backward(const T* u, i64 u_batch, i64 u_time, const T* delta, i64
                 sum_quads(sums, product, pick);
                 keep(shared.partial[0][k], sums);
                 const float gb = sum_lanes(written[0] + written[1]), aw = sum_lanes(decayed[0] + decayed[1]);
-                const float dinput = fmaf(skip, ds[k], steps[k] * gb), dstep = slope(i, steps[k]) * fmaf(input, gb, LN2 * aw);
+                const float dinput = fmaf(skip, ds[k], steps[k] * gb), dstep = slopes[k] * fmaf(input, gb, LN2 * aw);
                 dd = fmaf(ds[k], input, dd);
                 dbias += dstep;
                 if (place.part == 0) {

@@ -26,7 +26,6 @@ enum { U, DELTA, Z };
 template <int STREAMS> struct alignas(16) Tile {
     T rows[STREAMS][TILE][CHANNELS]; // u is replaced by y, token after token
     float projections[TILE][2][STATES];
-    alignas(16) T raw[TILE][2][STATES]; // what becomes the projections
     alignas(4) u8 flags[TILE];
 };
 
@@ -116,40 +115,6 @@ DEVICE void scan(const Operands& x, const float* a, const float* delta_bias, con
         vectors = vectors && streams[i].vectors;
         streams[i].data += (begin + row) * streams[i].stride + piece;
     }
-    // Likewise for b and c, which are a copy of words where they are aligned and one of elements elsewhere. Each thread
-    // makes floats of what it has brought.
-    constexpr int PAIR = 4 / int(sizeof(T)), WORDS = 2 * STATES / PAIR; // elements of a word, words of a token
-    constexpr int VALUES = TILE * WORDS / THREADS, ROWS_APART = THREADS / WORDS;
-    static_assert(VALUES * THREADS == TILE * WORDS && ROWS_APART > 0, "a thread has whole columns");
-    const int column = threadIdx.x % WORDS * PAIR, value_row = threadIdx.x / WORDS;
-    const i64 value_stride = column < STATES ? x.b_time : x.c_time;
-    const T* value = (column < STATES ? x.b + batch * x.b_batch + column : x.c + batch * x.c_batch + column - STATES) +
-                     (begin + value_row) * value_stride;
-    const bool words = (u64(value) | u64(value_stride * sizeof(T))) % 4 == 0;
-    auto copy_values = [&](Tile<STREAMS>& tile, i64 t) {
-#pragma unroll
-        for (int k = 0; k < VALUES; k++) {
-            T* to = &tile.raw[0][0][0] + (value_row + k * ROWS_APART) * 2 * STATES + column;
-            const T* from = value + k * ROWS_APART * value_stride;
-            const bool there = t + value_row + k * ROWS_APART < end;
-            if (there && words) {
-                copy_async_4(to, from);
-            } else {
-#pragma unroll
-                for (int i = 0; i < PAIR; i++) to[i] = there ? from[i] : from_float<T>(0.0f);
-            }
-        }
-        value += TILE * value_stride;
-    };
-    auto put_values = [&](Tile<STREAMS>& tile) {
-#pragma unroll
-        for (int k = 0; k < VALUES; k++) {
-            const int at = (value_row + k * ROWS_APART) * 2 * STATES + column;
-#pragma unroll
-            for (int i = 0; i < PAIR; i++) (&tile.projections[0][0][0])[at + i] = to_float((&tile.raw[0][0][0])[at + i]);
-        }
-    };
-
     // Advances by a tile.
     auto copy = [&](Tile<STREAMS>& tile, i64 t) {
         if (there >= 0) {
@@ -171,11 +136,29 @@ DEVICE void scan(const Operands& x, const float* a, const float* delta_bias, con
 #pragma unroll
             for (int i = 0; i < STREAMS; i++) streams[i].data += TILE * streams[i].stride;
         }
-        copy_values(tile, t);
         copy_async_commit();
 #if MASKS
         if (threadIdx.x < TILE) tile.flags[threadIdx.x] = flags_of(resets, valid, batch * time, t + threadIdx.x, end);
 #endif
+    };
+
+    // Likewise for b and c, of any alignment: loaded to registers, later put as floats.
+    constexpr int VALUES = TILE * 2 * STATES / THREADS, ROWS_APART = THREADS / (2 * STATES);
+    static_assert(VALUES * THREADS == TILE * 2 * STATES && ROWS_APART > 0, "a thread has whole columns");
+    const int column = threadIdx.x % (2 * STATES), value_row = threadIdx.x / (2 * STATES);
+    const i64 value_stride = column < STATES ? x.b_time : x.c_time;
+    const T* value = (column < STATES ? x.b + batch * x.b_batch + column : x.c + batch * x.c_batch + column - STATES) +
+                     (begin + value_row) * value_stride;
+    T values[VALUES];
+    auto load_values = [&](i64 t) {
+#pragma unroll
+        for (int k = 0; k < VALUES; k++)
+            values[k] = t + value_row + k * ROWS_APART < end ? value[k * ROWS_APART * value_stride] : from_float<T>(0.0f);
+        value += TILE * value_stride;
+    };
+    auto put_values = [&](Tile<STREAMS>& tile) {
+#pragma unroll
+        for (int k = 0; k < VALUES; k++) (&tile.projections[0][0][0])[threadIdx.x + k * THREADS] = to_float(values[k]);
     };
 
     // The steps and gates of the batch from row `i` of a tile on, which is token `t`.
@@ -206,9 +189,11 @@ DEVICE void scan(const Operands& x, const float* a, const float* delta_bias, con
     };
 
     copy(tiles[0], begin);
-    copy(tiles[1], begin + TILE);
-    copy_async_wait<1>();
+    load_values(begin);
     put_values(tiles[0]);
+    copy(tiles[1], begin + TILE);
+    load_values(begin + TILE);
+    copy_async_wait<1>();
     __syncthreads();
     Batch current, next;
     prepare(current, tiles[0], 0, begin);
@@ -219,21 +204,21 @@ DEVICE void scan(const Operands& x, const float* a, const float* delta_bias, con
         Tile<STREAMS>& free = tiles[now == 0 ? TILES - 1 : now - 1];
         if (!LOCAL && checkpoints && t % CHECKPOINT == 0 && exists) {
             const i64 kept = (time + CHECKPOINT - 1) / CHECKPOINT;
-            float* to = checkpoints + (batch * kept + t / CHECKPOINT) * d_inner * STATES + state;
+            float* to = checkpoints + ((batch * kept + t / CHECKPOINT) * STATES + place.part * OWN) * d_inner + channel;
 #pragma unroll
-            for (int n = 0; n < OWN; n += 4)
-                *reinterpret_cast<float4*>(to + n) = make_float4(h[n], h[n + 1], h[n + 2], h[n + 3]);
+            for (int n = 0; n < OWN; n++) to[n * d_inner] = h[n];
         }
 #pragma unroll 1
         for (int i = 0; i < TILE; i += BATCH) {
             const bool turn = i == TILE - BATCH;
             if (turn) {
                 // The next tile has to be there for its first batch, and the one before this is done with.
-                copy_async_wait<0>();
                 put_values(later);
+                copy_async_wait<0>();
                 __syncthreads();
                 if (t > begin) write(free, t - TILE);
                 copy(free, t + 2 * TILE);
+                load_values(t + 2 * TILE);
             }
             prepare(next, turn ? later : tile, turn ? 0 : i + BATCH, t + i + BATCH);
 #if MASKS
@@ -275,7 +260,7 @@ DEVICE void scan(const Operands& x, const float* a, const float* delta_bias, con
 /// resets, valid   bool bytes [batch, time], contiguous, or null; both null unless MASKS
 /// y               ELEMENT [batch, time, d_inner], contiguous
 /// last            float [batch, d_inner, STATES] or null: the state after the last token
-/// checkpoints     float [batch, ceil(time / CHECKPOINT), d_inner, STATES] or null: the state before every
+/// checkpoints     float [batch, ceil(time / CHECKPOINT), STATES, d_inner] or null: the state before every
 ///                 CHECKPOINT-th token, for the backward
 /// segment         tokens of a segment, a multiple of CHECKPOINT; at least `time` when there is one segment
 extern "C" __global__ void __launch_bounds__(128, 2)
