@@ -1,6 +1,7 @@
 //! Norms over the last dimension, computed in 32 bits whatever the input's type.
 
 use hymba_plus::{prelude::*, serde_json};
+use kernels::rms_norm::rms_norm;
 
 /// Root-mean-square norm: `x / sqrt(mean(x^2) + eps) * weight` (Zhang & Sennrich 2019).
 #[component_config]
@@ -64,8 +65,8 @@ impl Norm for RmsNorm {
     }
 
     fn forward(&self, parts: &Parts, x: &Tensor) -> Result<Tensor> {
-        let normed = by_root_mean_square(&widen(x)?, self.eps)?;
-        Ok(normed.f_to_kind(x.kind())? * parts.parameter("weight")?)
+        let weight = parts.parameter("weight")?;
+        Ok(rms_norm(&kernels::rms_norm::RmsNorm { x, residual: None, weight, eps: self.eps })?.0)
     }
 }
 

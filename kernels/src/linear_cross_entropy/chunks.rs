@@ -14,7 +14,7 @@ use crate::{operands::compute_kind, second};
 /// Logits that stand in memory at a time: on a CPU few enough that they stay in the caches, on a GPU many enough that
 /// products of matrices are at their best.
 const LOGITS_CPU: i64 = 1 << 23;
-const LOGITS_GPU: i64 = 1 << 26;
+const LOGITS_GPU: i64 = 1 << 27;
 
 pub(super) fn linear_cross_entropy(args: &LinearCrossEntropy<'_>) -> Result<(Tensor, Tensor)> {
     let device = args.hidden.device();
@@ -51,7 +51,7 @@ impl Function for Loss {
         let _plain = Autocast::new(device, Kind::Float, false);
         let compute = compute_kind(hidden);
         let (count, vocab) = (hidden.size()[0], weight.size()[0]);
-        let cast = weight.f_to_kind(self.product)?;
+        let cast = padded(&weight.f_to_kind(self.product)?)?;
         let (of_hidden, of_weight) = (saved.needs_grad(0), saved.needs_grad(1));
         let mut sums = Tensor::f_zeros([2], (Kind::Double, device))?;
         let mut d_hidden = of_hidden.then(|| hidden.f_empty_like()).transpose()?;
@@ -63,7 +63,8 @@ impl Function for Loss {
             let part = hidden.f_narrow(0, first, length)?.f_to_kind(self.product)?;
             let logits = part.f_linear(&cast, None::<&Tensor>)?;
             let targets = targets.f_narrow(0, first, length)?;
-            let (losses, d_logits) = rows::losses(logits, &targets, self.settings, of_hidden || of_weight)?;
+            let (losses, d_logits) =
+                rows::losses(logits, &targets, vocab, self.settings, of_hidden || of_weight)?;
             sums = sums.f_add(&losses.f_sum_dim_intlist([0_i64].as_slice(), false, Kind::Double)?)?;
             if !(of_hidden || of_weight) {
                 continue;
@@ -81,7 +82,7 @@ impl Function for Loss {
                 });
             }
         }
-        let d_weight = d_weight.map(|sum| sum.f_to_kind(weight.kind())).transpose()?;
+        let d_weight = d_weight.map(|sum| sum.f_narrow(0, 0, vocab)?.f_to_kind(weight.kind())).transpose()?;
         self.made = [d_hidden.is_some(), d_weight.is_some()];
         for tensor in d_hidden.iter().chain(&d_weight).chain(inputs) {
             saved.save(tensor);
@@ -105,6 +106,18 @@ impl Function for Loss {
         };
         Ok(vec![next(self.made[0])?, next(self.made[1])?, None])
     }
+}
+
+/// The weight with rows of zeros after its own up to a multiple of 64, on a GPU: with rows of logits at odd places
+/// libtorch's products of matrices are four times slower there.
+fn padded(weight: &Tensor) -> Result<Tensor> {
+    const MULTIPLE: i64 = 64;
+    let vocab = weight.size()[0];
+    let missing = (MULTIPLE - vocab % MULTIPLE) % MULTIPLE;
+    if missing == 0 || !weight.device().is_cuda() {
+        return Ok(weight.shallow_clone());
+    }
+    Ok(weight.f_constant_pad_nd([0, 0, 0, missing])?)
 }
 
 /// `sum + a b` in the type of the sum, which the product of 16-bit matrices is added to without being rounded first where

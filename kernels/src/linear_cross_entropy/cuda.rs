@@ -19,6 +19,7 @@ const THREADS: u32 = 512;
 pub(super) fn losses(
     logits: &Tensor,
     targets: &Tensor,
+    vocab: i64,
     settings: Settings,
     gradient: bool,
 ) -> Result<Option<Tensor>> {
@@ -33,7 +34,7 @@ pub(super) fn losses(
     };
     let found = ROWS.on(logits.device(), &variant(name));
     let Some(loaded) = cuda::or_definition("linear_cross_entropy", found)? else { return Ok(None) };
-    let (rows, vocab) = (logits.size()[0], logits.size()[1]);
+    let (rows, pitch) = (logits.size()[0], logits.size()[1]);
     let targets = targets.f_contiguous()?;
     let losses = Tensor::f_empty([rows, 2], (Kind::Float, logits.device()))?;
     let launch = loaded
@@ -42,6 +43,7 @@ pub(super) fn losses(
         .tensor(&targets, Kind::Int64)
         .tensor(&losses, Kind::Float)
         .i64(vocab)
+        .i64(pitch)
         .f32(settings.label_smoothing as f32)
         .f32(settings.z_loss as f32)
         .f32(settings.soft_cap.unwrap_or(0.0) as f32)

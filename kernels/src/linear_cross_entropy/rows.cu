@@ -70,16 +70,17 @@ DEVICE float capped(float x, float cap) {
 
 /// grid (rows), block 512, no dynamic shared memory.
 ///
-/// logits    T [rows, vocab], contiguous; gradients of the loss afterwards, if `gradient` is not 0
+/// logits    T [rows, pitch], of which the first vocab columns are logits: gradients of the loss afterwards, if `gradient` is
+///           not 0; the others stay as they are
 /// targets   int64 [rows]; -100 is none: loss and gradient are 0
 /// losses    float [rows, 2]: the loss, and log(sum exp)^2, which is in it times `z_loss`
 /// soft_cap  0 for none
 extern "C" __global__ void __launch_bounds__(THREADS)
-linear_cross_entropy_rows(T* logits, const i64* targets, float* losses, i64 vocab, float label_smoothing, float z_loss,
-                          float soft_cap, int gradient) {
+linear_cross_entropy_rows(T* logits, const i64* targets, float* losses, i64 vocab, i64 pitch, float label_smoothing,
+                          float z_loss, float soft_cap, int gradient) {
     const i64 row = blockIdx.x, target = targets[row];
     const int thread = threadIdx.x, lane = thread & 31, warp = thread >> 5;
-    T* x = logits + row * vocab;
+    T* x = logits + row * pitch;
     if (target == -100) {
         if (gradient) each<true>(x, vocab, [](T& x, i64) { x = from_float<T>(0.0f); });
         if (thread < 2) losses[2 * row + thread] = 0.0f;

@@ -16,19 +16,20 @@ const LANES_F32: usize = 16;
 const LANES_F64: usize = 8;
 
 /// Losses of rows, `[rows, 2]` in at least f32: the loss and the square of the logarithm of the sum; and the gradients of
-/// the losses by the logits, in the type of the logits and in their place where that is possible. `logits [rows, vocab]`
-/// are contiguous. Without `gradient` the second result means nothing.
+/// the losses by the logits, in the type of the logits and in their place where that is possible. `logits [rows, vocab or
+/// more]` are contiguous, and what is more is 0 and stays 0. Without `gradient` the second result means nothing.
 #[allow(clippy::needless_pass_by_value)] // it is used up
 pub(super) fn losses(
     logits: Tensor,
     targets: &Tensor,
+    vocab: i64,
     settings: Settings,
     gradient: bool,
 ) -> Result<(Tensor, Tensor)> {
     let kind = logits.kind();
     if logits.device().is_cuda()
         && kind != Kind::Double
-        && let Some(losses) = cuda::losses(&logits, targets, settings, gradient)?
+        && let Some(losses) = cuda::losses(&logits, targets, vocab, settings, gradient)?
     {
         return Ok((losses, logits));
     }
@@ -36,7 +37,7 @@ pub(super) fn losses(
     let losses = match (logits.device(), kind) {
         (Device::Cpu, Kind::Double) => on_cpu::<f64, LANES_F64>(&mut logits, targets, settings, gradient),
         (Device::Cpu, _) => on_cpu::<f32, LANES_F32>(&mut logits, targets, settings, gradient),
-        _ => anywhere(&mut logits, targets, settings, gradient),
+        _ => anywhere(&mut logits.f_narrow(1, 0, vocab)?, targets, settings, gradient),
     }?;
     Ok((losses, logits.f_to_kind(kind)?))
 }

@@ -45,9 +45,9 @@ const NARROW: i64 = 1024;
 const WIDEST: i64 = 4 * BLOCK * EIGHT;
 /// Blocks of the backward, which each leave a partial sum: a product of two numbers that are summed over one after the
 /// other.
-const PARTS: [i64; 2] = [8, 33];
+const PARTS: [i64; 2] = [16, 33];
 /// Blocks of the forward.
-const FORWARD_BLOCKS: i64 = 132 * 8;
+const FORWARD_BLOCKS: i64 = 132 * 6;
 
 /// As [`rms_norm`](super::rms_norm), for CUDA tensors that are not empty; nothing where the definition is to run.
 pub(super) fn rms_norm(args: &RmsNorm<'_>) -> Result<Option<(Tensor, Tensor)>> {
@@ -57,11 +57,14 @@ pub(super) fn rms_norm(args: &RmsNorm<'_>) -> Result<Option<(Tensor, Tensor)>> {
     let d = args.weight.size()[0];
     let rows = |x: &Tensor| x.to_kind(element).contiguous().view([-1, d]);
     let (x, residual) = (rows(args.x), args.residual.map(rows));
+    let weight = args.weight.to_kind(Kind::Float).contiguous();
     let whole = d % EIGHT == 0
-        && [Some(&x), residual.as_ref()].iter().flatten().all(|x| x.data_ptr().addr().is_multiple_of(16));
+        && [Some(&x), residual.as_ref(), Some(&weight)]
+            .iter()
+            .flatten()
+            .all(|x| x.data_ptr().addr().is_multiple_of(16));
     let found = Kernels::find(args, element, whole, graph);
     let Some(kernels) = cuda::or_definition("rms_norm", found)? else { return Ok(None) };
-    let weight = args.weight.to_kind(Kind::Float).contiguous();
     let mut inputs = vec![&x, &weight];
     inputs.extend(&residual);
     let outputs = autograd::apply("rms_norm", Norm { eps: args.eps, kernels }, &inputs)?;

@@ -2,7 +2,7 @@
 // thread has VECTORS times eight neighbouring channels of it.
 //
 // -DELEMENT=float|bf16: x, y and their gradients. -DTHREADS=32|256, -DVECTORS=1..: enough for d. -DWHOLE=0|1: whether eight
-// channels can be read at once everywhere (d a multiple of 8, rows at multiples of 32 bytes for float, 16 for bf16).
+// channels can be read at once everywhere (d a multiple of 8, all tensors at multiples of 16 bytes).
 #pragma once
 #include "common.cuh"
 
@@ -63,11 +63,25 @@ struct Channels {
     }
 
     DEVICE void load_weight(const float* weight, i64 d) {
+#if WHOLE
+#pragma unroll
+        for (int v = 0; v < VECTORS; v++) {
+            float4 low = {}, high = {};
+            if (channel(v) < d) {
+                low = *reinterpret_cast<const float4*>(weight + channel(v));
+                high = *reinterpret_cast<const float4*>(weight + channel(v) + 4);
+            }
+            const float eight[EIGHT] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+#pragma unroll
+            for (int k = 0; k < EIGHT; k++) values[v][k] = eight[k];
+        }
+#else
 #pragma unroll
         for (int v = 0; v < VECTORS; v++)
 #pragma unroll
             for (int k = 0; k < EIGHT; k++) values[v][k] = 0.0f;
         each(d, [&](int v, int k, i64 i) { values[v][k] = weight[i]; });
+#endif
     }
 };
 
