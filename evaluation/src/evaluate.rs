@@ -71,8 +71,7 @@ impl Stage for Evaluate {
         let text = context.data.text()?;
         let blocks = text.validation_blocks(self.sequence_length, self.batch_size, &context.run)?;
         let Some(blocks) = blocks else {
-            let message =
-                "there is nothing to evaluate on: set `data.validation_fraction` above 0".to_owned();
+            let message = "there is nothing to evaluate on: the section `data` holds nothing out".to_owned();
             return Err(StageError::Other(message));
         };
         let bytes = text.validation_bytes.max(1) as f64;

@@ -7,16 +7,17 @@ use hymba_plus::{
     prelude::register,
     registry::Finding,
 };
-use recipes::{Stage, StageContext, StageError, check_classifier, classifier_result, stage};
+use recipes::{Stage, StageContext, StageError, check_classifier, classifier_result, description, stage};
 use serde_json::json;
 use torch_bridge::guards::NoGrad;
 use training::{
-    data::{ImageBatch, ImageSplit, Modality, Samples, in_order},
+    data::{Description, ImageBatch, ImageSplit, Modality, Samples, in_order},
     telemetry::MetricRecord,
 };
 
 use crate::{
     linear_images::LinearClassifier,
+    splits::no_test_split,
     table::{Table, report},
 };
 
@@ -41,8 +42,12 @@ impl Stage for EvaluateClassifier {
         Modality::Images
     }
 
-    fn check(&self, recipe: &Recipe, plan: Option<&ModelPlan>, _path: &str) -> Vec<Finding> {
-        check_classifier("evaluate_classifier", recipe, plan)
+    fn check(&self, recipe: &Recipe, plan: Option<&ModelPlan>, path: &str) -> Vec<Finding> {
+        let mut findings = check_classifier("evaluate_classifier", recipe, plan);
+        if let Some(Description::Images { test: 0, .. }) = description(recipe) {
+            findings.push(no_test_split(path, "images"));
+        }
+        findings
     }
 
     fn run(&self, context: &mut StageContext<'_>) -> Result<(), StageError> {

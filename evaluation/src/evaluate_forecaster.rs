@@ -7,16 +7,19 @@ use hymba_plus::{
     prelude::register,
     registry::Finding,
 };
-use recipes::{ForecastShape, Stage, StageContext, StageError, check_forecaster, forecast_result, stage};
+use recipes::{
+    ForecastShape, Stage, StageContext, StageError, check_forecaster, description, forecast_result, stage,
+};
 use serde_json::json;
 use torch_bridge::guards::NoGrad;
 use training::{
-    data::{Modality, Samples},
+    data::{Description, Modality, Samples},
     telemetry::MetricRecord,
 };
 
 use crate::{
     linear_series::{Errors, LinearForecaster, errors, repeat_last},
+    splits::no_test_split,
     table::{Table, report},
 };
 
@@ -42,8 +45,14 @@ impl Stage for EvaluateForecaster {
         Modality::Series
     }
 
-    fn check(&self, recipe: &Recipe, plan: Option<&ModelPlan>, _path: &str) -> Vec<Finding> {
-        check_forecaster("evaluate_forecaster", recipe, plan)
+    fn check(&self, recipe: &Recipe, plan: Option<&ModelPlan>, path: &str) -> Vec<Finding> {
+        let mut findings = check_forecaster("evaluate_forecaster", recipe, plan);
+        if let Some(Description::Series { rows, .. }) = description(recipe)
+            && rows.test == 0
+        {
+            findings.push(no_test_split(path, "rows"));
+        }
+        findings
     }
 
     fn run(&self, context: &mut StageContext<'_>) -> Result<(), StageError> {

@@ -7,6 +7,7 @@ pub mod linear_images;
 pub mod linear_series;
 pub mod ngram;
 mod saved;
+mod splits;
 mod table;
 
 pub use saved::{Evaluation, Measurement, evaluate_run};

@@ -104,7 +104,7 @@ pub fn evaluate_run(folder: &Path, evaluation: &Evaluation) -> Result<Measuremen
     let tokenizer = run.tokenizer()?;
     let stream = Arc::new(TokenStream::encode(&corpus.validation, tokenizer)?);
     if stream.is_empty() {
-        let message = "the run held no text out: its `data.validation_fraction` is 0".to_owned();
+        let message = "the run held nothing out: its section `data` has no validation split".to_owned();
         return Err(StageError::Other(message));
     }
     let sequences = evaluation.tokens.map(|tokens| tokens.get().div_ceil(length));

@@ -266,6 +266,20 @@ fn padding_may_hold_anything() {
         }
     }
     dirty.moved(GPU, float).outcome_of(Kind::Float, false).assert_equal(&clean, "NaN in the padding");
+
+    // Several chunks of a thread lie in the padding.
+    let case = conv::Case::new([1, 300, 5, 4], conv::ALL, None, Some(&[50]));
+    let clean = case.moved(GPU, float).outcome_of(Kind::Float, false);
+    let mut dirty = case.to(Device::Cpu, float);
+    for (_, x) in &mut dirty.tensors {
+        if x.dim() == 3 && x.size()[1] == 300 {
+            let _ = x.narrow(1, 50, 250).fill_(f64::NAN);
+        }
+    }
+    dirty
+        .moved(GPU, float)
+        .outcome_of(Kind::Float, false)
+        .assert_equal(&clean, "convolution, NaN in the padding");
 }
 
 /// Truth is the CPU's kernel in f64 here, which other tests compare with the definition: token by token, the definition

@@ -76,7 +76,7 @@ impl Stage for Classify {
 
 /// What a stage that classifies images asks of data and model.
 pub fn check_classifier(stage: &str, recipe: &Recipe, plan: Option<&ModelPlan>) -> Vec<Finding> {
-    let (Some(plan), Some(Description::Images { shape, classes })) = (plan, description(recipe)) else {
+    let (Some(plan), Some(Description::Images { shape, classes, .. })) = (plan, description(recipe)) else {
         return Vec::new();
     };
     let mut fit = Fit::new(stage, plan);

@@ -32,6 +32,15 @@ pub fn sample_forecast(
     let scale = SeriesTokens::scale(known);
     let mut prompt = vec![i64::from(tokenizer.eos())];
     prompt.extend(tokens.encode(known, scale).into_iter().map(i64::from));
+    let length = prompt.len() + horizon.saturating_sub(1);
+    if let Some(most) = model.plan().longest_document()
+        && i64::try_from(length).is_ok_and(|length| length > most)
+    {
+        let known = known.len();
+        return Err(other(&format!(
+            "{known} known values and {horizon} more are {length} tokens, and the model is made for {most}"
+        )));
+    }
     let options = GenerateOptions {
         max_new_tokens: horizon,
         stop_tokens: vec![i64::from(tokenizer.eos())],

@@ -90,6 +90,7 @@ impl SavedRun {
             Some(trainer) => trainer,
             None => read(Value::Object(serde_json::Map::new()), TrainerConfig::KEY)?,
         };
+        trainer.kernels.apply();
         let (stages, tokenizer) = match section::<StagesSection>(&recipe)? {
             Some(stages) => (stages.names(), tokenizer),
             // Nothing was trained here: the weights were imported.

@@ -245,7 +245,7 @@ fn set_up(trainer: &TrainerConfig) -> Result<Device, TrainError> {
         torch_bridge::device::set_backend_determinism(trainer.deterministic, trainer.deterministic, false)
     };
     set().map_err(TrainError::Setup)?;
-    kernels::policy::set(trainer.kernels.into());
+    trainer.kernels.apply();
     if trainer.kernels == KernelPolicy::Require && matches!(device, Device::Cuda(_)) {
         kernels::cuda::ready(device).map_err(|missing| {
             TrainError::Setup(torch_bridge::Error::other(format!("trainer.kernels is `require`: {missing}")))

@@ -134,6 +134,13 @@ pub enum KernelPolicy {
     Reference,
 }
 
+impl KernelPolicy {
+    /// Makes it the policy of the process.
+    pub fn apply(self) {
+        kernels::policy::set(self.into());
+    }
+}
+
 impl From<KernelPolicy> for kernels::policy::Policy {
     fn from(policy: KernelPolicy) -> Self {
         match policy {

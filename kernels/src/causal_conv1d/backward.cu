@@ -75,10 +75,12 @@ causal_conv1d_backward(const T* x, i64 x_batch, i64 x_time, const float* weight,
                 }
                 pending[0][i] = filter.taps[WIDTH - 1][i] * p;
                 const float own = t < end ? p : 0.0f; // later tokens are another thread's
+                if (counts) { // padding may hold anything, and 0 times that is not 0
 #pragma unroll
-                for (int k = 0; k < HISTORY; k++) sums[k][i] = fmaf(own, window.rows[k][i], sums[k][i]);
-                sums[WIDTH - 1][i] = fmaf(own, input[i], sums[WIDTH - 1][i]);
-                sums[WIDTH][i] += own;
+                    for (int k = 0; k < HISTORY; k++) sums[k][i] = fmaf(own, window.rows[k][i], sums[k][i]);
+                    sums[WIDTH - 1][i] = fmaf(own, input[i], sums[WIDTH - 1][i]);
+                    sums[WIDTH][i] += own;
+                }
             }
             window.shift(input);
             // Token t - HISTORY has all that comes to it.

@@ -102,7 +102,7 @@ impl Function for Loss {
         let mut gradients = gradients.iter();
         let mut next = |made: bool| -> Result<Option<Tensor>> {
             let gradient = if made { gradients.next() } else { None };
-            Ok(gradient.map(|g| g.f_mul(&grad.f_to_kind(g.kind())?)).transpose()?)
+            Ok(gradient.map(|g| g.f_mul(grad)).transpose()?)
         };
         Ok(vec![next(self.made[0])?, next(self.made[1])?, None])
     }

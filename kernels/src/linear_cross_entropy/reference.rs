@@ -1,13 +1,18 @@
 //! The definition: the logits of all tokens, and what is to be known of each.
 
 use tch::{Kind, Tensor};
-use torch_bridge::{Error, Result};
+use torch_bridge::{Error, Result, guards::Autocast};
 
 use super::{IGNORE_INDEX, LinearCrossEntropy, Settings};
 use crate::operands::compute_kind;
 
 pub(super) fn linear_cross_entropy(args: &LinearCrossEntropy<'_>) -> Result<(Tensor, Tensor)> {
-    cross_entropy(&args.hidden.f_linear(args.weight, None::<&Tensor>)?, args.targets, args.settings)
+    // Autocast would cast both.
+    let weight = match Autocast::current(args.hidden.device()) {
+        Some(_) => args.weight.shallow_clone(),
+        None => args.weight.f_to_kind(args.hidden.kind())?,
+    };
+    cross_entropy(&args.hidden.f_linear(&weight, None::<&Tensor>)?, args.targets, args.settings)
 }
 
 pub(super) fn cross_entropy(

@@ -28,7 +28,6 @@ pub(super) fn losses(
 ) -> Result<(Tensor, Tensor)> {
     let kind = logits.kind();
     if logits.device().is_cuda()
-        && kind != Kind::Double
         && let Some(losses) = cuda::losses(&logits, targets, vocab, settings, gradient)?
     {
         return Ok((losses, logits));

@@ -167,7 +167,8 @@ impl Function for Norm {
             self.kernels.backward.ok_or_else(|| Error::other("rms_norm: no backward was loaded"))?;
         // Fresh memory begins where a vector may.
         let plain = |grad: &Tensor| {
-            if grad.data_ptr().addr().is_multiple_of(16) { grad.contiguous() } else { grad.copy() }
+            let grad = grad.contiguous();
+            if grad.data_ptr().addr().is_multiple_of(16) { grad } else { grad.copy() }
         };
         let dy = grads.first().and_then(Option::as_ref).map_or_else(|| h.zeros_like(), plain);
         let dsum = grads.get(1).and_then(Option::as_ref).map(plain);

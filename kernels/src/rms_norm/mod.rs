@@ -9,6 +9,7 @@ use tch::Tensor;
 use torch_bridge::Result;
 
 use crate::operands::Operands;
+use crate::policy;
 
 /// The operands of [`rms_norm`], all on one device; any may be non-contiguous.
 #[derive(Clone, Copy, Debug)]
@@ -30,7 +31,8 @@ pub struct RmsNorm<'a> {
 /// A shape, dtype or device that does not fit.
 pub fn rms_norm(args: &RmsNorm<'_>) -> Result<(Tensor, Tensor)> {
     check(args)?;
-    if args.x.device().is_cuda()
+    if policy::fast()
+        && args.x.device().is_cuda()
         && args.x.numel() > 0
         && let Some(outputs) = cuda::rms_norm(args)?
     {

@@ -36,6 +36,8 @@ pub enum Description {
         shape: ImageShape,
         /// Number of classes.
         classes: i64,
+        /// Images to measure on in the end.
+        test: u64,
     },
     /// A time series.
     Series {

@@ -188,6 +188,16 @@ pub enum DataError {
         /// Rows it forecasts.
         horizon: usize,
     },
+    /// A document of a series is known to its end.
+    #[error(
+        "documents of {length} rows of which {known} are known leave nothing to forecast: make `known` smaller than `length`"
+    )]
+    NothingToForecast {
+        /// Rows that are known.
+        known: usize,
+        /// Rows of a document.
+        length: usize,
+    },
     /// A size that must be positive is not.
     #[error("{name} must be at least 1")]
     Zero {

@@ -71,12 +71,15 @@ impl Series {
         if standardise {
             for channel in 0..width {
                 let train = || values[..rows.train * width].iter().skip(channel).step_by(width);
-                let count = rows.train as f64;
+                let (count, first) = (rows.train as f64, values[channel]);
+                // A sum of equal values is not exact: its rounding would pass for a scale.
+                if train().all(|value| value.to_bits() == first.to_bits()) {
+                    mean[channel] = first;
+                    continue;
+                }
                 mean[channel] = train().sum::<f64>() / count;
                 let variance = train().map(|value| (value - mean[channel]).powi(2)).sum::<f64>() / count;
-                if variance > 0.0 {
-                    scale[channel] = variance.sqrt();
-                }
+                scale[channel] = variance.sqrt();
             }
             for row in values.chunks_mut(width) {
                 for ((value, mean), scale) in row.iter_mut().zip(&mean).zip(&scale) {
@@ -224,8 +227,14 @@ mod tests {
         assert!((series.scale[0] - 1.25_f64.sqrt()).abs() < 1e-15);
         let expected = (7.0 - 1.5) / 1.25_f64.sqrt();
         assert_eq!(series.rows(7..8), [expected, -expected]);
-        let flat = Series::new(vec!["c".into()], vec![2.0; 8], rows, true, Fingerprint::default()).unwrap();
-        assert_eq!((flat.scale[0], flat.rows(0..1)), (1.0, &[0.0][..]));
+        for value in [2.0, 0.1] {
+            let rows = SplitRows { train: 8640, validation: 1, test: 1 };
+            let mut values = vec![value; rows.total()];
+            values[rows.total() - 1] = 21.7;
+            let flat = Series::new(vec!["c".into()], values, rows, true, Fingerprint::default()).unwrap();
+            assert_eq!((flat.scale[0], flat.rows(0..1)), (1.0, &[0.0][..]));
+            assert_eq!(flat.rows(rows.total() - 1..rows.total()), [21.7 - value]);
+        }
         let error = Series::new(vec!["c".into()], vec![2.0; 7], rows, true, Fingerprint::default());
         assert!(error.unwrap_err().to_string().contains("7 rows"));
     }

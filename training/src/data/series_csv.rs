@@ -20,13 +20,15 @@ pub struct SeriesCsv {
     #[schemars(length(min = 1))]
     pub columns: Option<Vec<String>>,
     /// First rows, to learn from.
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = 1_073_741_824))]
     pub train_rows: usize,
     /// Rows after those, to choose a model by.
     #[default(0)]
+    #[schemars(range(max = 1_073_741_824))]
     pub validation_rows: usize,
     /// Rows after those, to measure it on in the end; rows after these are not read.
     #[default(0)]
+    #[schemars(range(max = 1_073_741_824))]
     pub test_rows: usize,
     /// Whether each channel is brought to mean 0 and standard deviation 1 of its training rows.
     #[default(true)]
@@ -107,7 +109,8 @@ fn parse(text: &str, path: &Path, wanted: Option<&[String]>) -> Result<Table, Da
         };
         names.iter().map(place).collect::<Result<_, _>>()?
     } else {
-        let is_date = first.split(',').next().is_some_and(|cell| cell.trim().parse::<f64>().is_err());
+        let is_date = |cell: &str| !cell.is_empty() && cell.parse::<f64>().is_err();
+        let is_date = first.split(',').next().is_some_and(|cell| is_date(cell.trim()));
         (usize::from(is_date)..header.len()).collect()
     };
     if places.is_empty() {

@@ -2,7 +2,7 @@
 
 use hymba_plus::{component_config, register, registry::Component};
 
-use super::{Corpus, DataError, Dataset, Description, Document, Modality, Numbers, Series};
+use super::{Corpus, DataError, Dataset, Description, Document, Modality, Numbers, Series, SplitRows};
 use crate::slot::{DatasetSpec, Resolve, dataset};
 
 /// Windows of a time series as documents, one for each channel: numbers that a tokenizer `with_series` turns into tokens
@@ -29,6 +29,20 @@ impl SeriesDocuments {
         self.series.make().map_err(|error| DataError::Inner { message: error.to_string() })
     }
 
+    /// Whether a document ends after what is known of it, and each split that is there has one.
+    fn check(&self, rows: SplitRows) -> Result<(), DataError> {
+        if self.known >= self.length {
+            return Err(DataError::NothingToForecast { known: self.known, length: self.length });
+        }
+        let (input_length, horizon) = (self.known, self.length - self.known);
+        for (split, rows) in [("training", rows.train), ("validation", rows.validation)] {
+            if rows < self.length && (rows > 0 || split == "training") {
+                return Err(DataError::SeriesTooShort { split, rows, input_length, horizon });
+            }
+        }
+        Ok(())
+    }
+
     /// Documents of some rows of every channel, the first from the first row on.
     fn documents(&self, series: &Series, rows: std::ops::Range<usize>) -> Vec<Document> {
         let width = series.channels.len();
@@ -49,7 +63,7 @@ impl SeriesDocuments {
 impl DatasetSpec for SeriesDocuments {
     fn describe(&self, resolve: Resolve<'_>) -> Result<Description, DataError> {
         match self.spec()?.describe(resolve)? {
-            Description::Series { .. } => Ok(Description::Text),
+            Description::Series { rows, .. } => self.check(rows).map(|()| Description::Text),
             other => Err(DataError::Modality { wanted: Modality::Series, got: other.modality() }),
         }
     }
@@ -59,15 +73,9 @@ impl DatasetSpec for SeriesDocuments {
             Dataset::Series(series) => series,
             other => return Err(DataError::Modality { wanted: Modality::Series, got: other.modality() }),
         };
+        self.check(series.rows)?;
         let [train, validation, _] = series.rows.ranges();
-        let rows = train.len();
-        let train = self.documents(&series, train);
-        if train.is_empty() {
-            let (input_length, horizon) =
-                (self.known.min(self.length), self.length.saturating_sub(self.known));
-            return Err(DataError::SeriesTooShort { split: "training", rows, input_length, horizon });
-        }
-        let validation = self.documents(&series, validation);
+        let (train, validation) = (self.documents(&series, train), self.documents(&series, validation));
         let settings = serde_json::to_string(self).unwrap_or_default();
         let settings = series.fingerprint.with("series_documents", settings);
         Ok(Dataset::Text(Corpus { train, validation, files: series.files, settings }))
@@ -99,6 +107,14 @@ mod tests {
         let expected: Vec<f64> = (3..7).map(|row| series.rows(row..row + 1)[1]).collect();
         assert_eq!((&numbers.values, numbers.known), (&expected, 3));
         assert_eq!(spec.describe(&resolve).unwrap(), Description::Text);
+        let refused = |known: usize, length: usize| {
+            let spec = SeriesDocuments { length, known, ..spec.clone() };
+            let (told, loaded) = (spec.describe(&resolve).unwrap_err(), spec.load(&resolve).unwrap_err());
+            assert_eq!(told.to_string(), loaded.to_string());
+            told.to_string()
+        };
+        assert!(refused(4, 4).contains("nothing to forecast"), "{}", refused(4, 4));
+        assert!(refused(3, 6).contains("validation split has 5 rows"), "{}", refused(3, 6));
         let of_text = SeriesDocuments {
             series: serde_json::from_value(serde_json::json!({ "kind": "shapes" })).unwrap(),
             ..spec

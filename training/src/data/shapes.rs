@@ -200,7 +200,7 @@ impl ImageSource for Shapes {
 
 impl DatasetSpec for Shapes {
     fn describe(&self, _resolve: Resolve<'_>) -> Result<Description, DataError> {
-        Ok(Description::Images { shape: self.shape(), classes: self.classes.len() as i64 })
+        Ok(Description::Images { shape: self.shape(), classes: self.classes.len() as i64, test: self.test })
     }
 
     fn load(&self, _resolve: Resolve<'_>) -> Result<Dataset, DataError> {
