@@ -4,31 +4,12 @@
 
 mod common;
 
-use std::sync::Once;
-
+use common::gpu::{GPU, there_is_a_gpu};
 use common::{Noise, Outcome, differentiated, distance};
 use kernels::linear_cross_entropy::{self, IGNORE_INDEX, LinearCrossEntropy, Settings, linear_cross_entropy};
-use kernels::policy::{self, Policy};
 use kernels::rms_norm::{self, RmsNorm, rms_norm};
-use tch::{Cuda, Device, Kind, Tensor};
-use torch_bridge::{Result, cuda};
-
-const GPU: Device = Device::Cuda(0);
-
-/// CUDA is opened before any torch call, and kernels are required: a definition cannot take a kernel's place unseen.
-fn there_is_a_gpu() -> bool {
-    static ONCE: Once = Once::new();
-    let status = cuda::open();
-    if !status.opened || !Cuda::is_available() {
-        println!("skipped: {}", status.reason.unwrap_or_else(|| "no GPU".to_owned()));
-        return false;
-    }
-    ONCE.call_once(|| {
-        policy::set(Policy::Require);
-        kernels::cuda::ready(GPU).unwrap();
-    });
-    true
-}
+use tch::{Device, Kind, Tensor};
+use torch_bridge::Result;
 
 type Inputs = Vec<(&'static str, Tensor)>;
 

@@ -8,38 +8,18 @@
 
 mod common;
 
-use std::sync::Once;
-
+use common::gpu::{GPU, there_is_a_gpu};
 use common::{Noise, Outcome, at, causal_conv1d as conv, differentiated, distance, selective_scan as scan};
 use kernels::causal_conv1d;
-use kernels::policy::{self, Policy};
 use kernels::selective_scan;
-use tch::{Cuda, Device, Kind, Tensor};
-use torch_bridge::{Result, cuda};
-
-const GPU: Device = Device::Cuda(0);
+use tch::{Device, Kind, Tensor};
+use torch_bridge::Result;
 
 /// The largest relative error in bf16, whose last bit is 2^-8 of a number.
 const BFLOAT16: f64 = 5e-3;
 
 /// The kind of the tensor of this name.
 type KindOf = fn(&str) -> Kind;
-
-/// Whether there is a GPU. Every test asks first: CUDA is opened before any torch call, and kernels are required, so
-/// that a definition cannot take a kernel's place unseen.
-fn there_is_a_gpu() -> bool {
-    static ONCE: Once = Once::new();
-    let status = cuda::open();
-    if !status.opened || !Cuda::is_available() {
-        println!("skipped: {}", status.reason.unwrap_or_else(|| "no GPU".to_owned()));
-        return false;
-    }
-    ONCE.call_once(|| {
-        policy::set(Policy::Require);
-        kernels::cuda::ready(GPU).unwrap();
-    });
-    true
-}
 
 /// What a GPU has in bf16; the rest, parameters and states, is f32.
 fn bfloat16(name: &str) -> Kind {

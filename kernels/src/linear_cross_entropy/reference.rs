@@ -1,9 +1,9 @@
 //! The definition: the logits of all tokens, and what is to be known of each.
 
-use tch::{Kind, Tensor};
-use torch_bridge::{Error, Result, guards::Autocast};
+use tch::{Device, Kind, Tensor};
+use torch_bridge::{Result, guards::Autocast, tensors};
 
-use super::{IGNORE_INDEX, LinearCrossEntropy, Settings};
+use super::{IGNORE_INDEX, LinearCrossEntropy, Settings, rows};
 use crate::operands::compute_kind;
 
 pub(super) fn linear_cross_entropy(args: &LinearCrossEntropy<'_>) -> Result<(Tensor, Tensor)> {
@@ -24,18 +24,12 @@ pub(super) fn cross_entropy(
     if let Some(cap) = settings.soft_cap {
         logits = (logits / cap).f_tanh()? * cap;
     }
+    if targets.device() == Device::Cpu {
+        let plain = targets.f_contiguous()?;
+        rows::check_targets(&tensors::slice::<i64>(&plain)?, logits.size().last().copied().unwrap_or(0))?;
+    }
     let counts = targets.f_ne(IGNORE_INDEX)?;
     let targets = targets.f_where_self(&counts, &targets.f_zeros_like()?)?;
-    let vocab = logits.size().last().copied().unwrap_or(0);
-    if targets.device() == tch::Device::Cpu && targets.numel() > 0 {
-        let (low, high) = (i64::try_from(&targets.f_min()?)?, i64::try_from(&targets.f_max()?)?);
-        if low < 0 || high >= vocab {
-            return Err(Error::other(format!(
-                "linear_cross_entropy: a target is {}, and the vocabulary has {vocab} tokens",
-                if low < 0 { low } else { high }
-            )));
-        }
-    }
     let log_sum = logits.f_logsumexp([-1_i64], false)?;
     let of_target = logits.f_gather(-1, &targets.f_unsqueeze(-1)?, false)?.f_squeeze_dim(-1)?;
     let mean = logits.f_mean_dim([-1_i64].as_slice(), false, None::<Kind>)?;

@@ -74,6 +74,16 @@ fn anywhere(logits: &mut Tensor, targets: &Tensor, settings: Settings, gradient:
     Ok(both)
 }
 
+/// Every target is none or an index of the vocabulary.
+pub(super) fn check_targets(targets: &[i64], vocab: i64) -> Result<()> {
+    let wrong = targets.iter().find(|&&target| target != IGNORE_INDEX && !(0..vocab).contains(&target));
+    wrong.map_or(Ok(()), |wrong| {
+        Err(Error::other(format!(
+            "linear_cross_entropy: a target is {wrong}, and the vocabulary has {vocab} tokens"
+        )))
+    })
+}
+
 fn on_cpu<F: Float, const L: usize>(
     logits: &mut Tensor,
     targets: &Tensor,
@@ -83,13 +93,7 @@ fn on_cpu<F: Float, const L: usize>(
     let [rows, vocab] = logits.size()[..] else { return Err(Error::other("logits are not [rows, vocab]")) };
     let targets = targets.f_contiguous()?;
     let targets = tensors::slice::<i64>(&targets)?;
-    if let Some(wrong) =
-        targets.iter().find(|&&target| target != IGNORE_INDEX && !(0..vocab).contains(&target))
-    {
-        return Err(Error::other(format!(
-            "linear_cross_entropy: a target is {wrong}, and the vocabulary has {vocab} tokens"
-        )));
-    }
+    check_targets(&targets, vocab)?;
     let mut losses = vec![0.0; 2 * rows as usize];
     {
         let mut logits = tensors::slice_mut::<F>(logits)?;

@@ -4,6 +4,7 @@
 #![allow(dead_code, clippy::unwrap_used, clippy::struct_excessive_bools)] // each test binary uses a part
 
 pub mod causal_conv1d;
+pub mod gpu;
 pub mod selective_scan;
 
 use tch::{Device, Kind, Tensor};
