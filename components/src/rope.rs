@@ -6,6 +6,7 @@
 use std::f64::consts::{PI, TAU};
 
 use hymba_plus::prelude::*;
+use kernels::rotary::{Rotary, rotary};
 
 /// Plain rotary embedding.
 #[component_config]
@@ -319,16 +320,8 @@ fn rotate(rope: &dyn Frequencies, x: &Tensor, positions: &Tensor) -> Result<Tens
     } else {
         0
     };
-    let kind = if x.kind() == Kind::Double { Kind::Double } else { Kind::Float };
-    let frequencies = Tensor::f_from_slice(&rope.frequencies(dim, length))?;
-    let frequencies = frequencies.f_to_kind(kind)?.f_to_device(x.device())?;
-    // [batch or 1, 1, time, dim / 2]
-    let angles = positions.f_to_kind(kind)?.f_unsqueeze(-1)?.f_unsqueeze(1)? * frequencies;
-    let scale = rope.attention_factor();
-    let (cos, sin) =
-        ((angles.f_cos()? * scale).f_to_kind(x.kind())?, (angles.f_sin()? * scale).f_to_kind(x.kind())?);
-    let (first, second) = (x.f_narrow(3, 0, dim / 2)?, x.f_narrow(3, dim / 2, dim / 2)?);
-    Ok(Tensor::f_cat(&[&first * &cos - &second * &sin, &second * &cos + &first * &sin], 3)?)
+    let frequencies = rope.frequencies(dim, length);
+    rotary(&Rotary { x, positions, frequencies: &frequencies, scale: rope.attention_factor() })
 }
 
 #[cfg(test)]

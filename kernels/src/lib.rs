@@ -12,6 +12,7 @@ mod operands;
 mod parallel;
 pub mod policy;
 pub mod rms_norm;
+pub mod rotary;
 mod second;
 pub mod selective_scan;
 mod simd;

@@ -8,6 +8,7 @@ use common::gpu::{GPU, there_is_a_gpu};
 use common::{Noise, Outcome, differentiated, distance};
 use kernels::linear_cross_entropy::{self, IGNORE_INDEX, LinearCrossEntropy, Settings, linear_cross_entropy};
 use kernels::rms_norm::{self, RmsNorm, rms_norm};
+use kernels::rotary::{self, Rotary};
 use tch::{Device, Kind, Tensor};
 use torch_bridge::Result;
 
@@ -130,6 +131,32 @@ fn the_loss_agrees_for_every_vocabulary() {
                     outputs.map(|(loss, square)| (loss.shallow_clone(), loss * 0.0 + square))
                 },
             );
+        }
+    }
+}
+
+#[test]
+fn heads_turn_as_the_definition_has_it() {
+    if !there_is_a_gpu() {
+        return;
+    }
+    for (batch, heads, time, d) in [(1, 1, 1, 2), (2, 5, 70, 64), (3, 2, 33, 6), (1, 4, 300, 256)] {
+        let mut noise = Noise(time as u64);
+        let frequencies: Vec<f64> = (0..d / 2).map(|i| 1e4_f64.powf(-2.0 * i as f64 / d as f64)).collect();
+        for shared in [true, false] {
+            let rows = if shared { 1 } else { batch };
+            let positions: Vec<i64> = (0..rows * time).map(|_| noise.below(40) as i64).collect();
+            let positions = Tensor::from_slice(&positions).view([rows, time]);
+            // A slice of a fused projection.
+            let inputs = vec![("x", noise.tensor(&[batch, time, heads + 1, d]))];
+            let what = format!("rotary of {batch} x {heads} x {time} x {d}, shared {shared}");
+            check(&inputs, &what, &|tensors, definition| {
+                let x = tensors[0].narrow(2, 1, heads).transpose(1, 2);
+                let positions = positions.to_device(x.device());
+                let args = Rotary { x: &x, positions: &positions, frequencies: &frequencies, scale: 1.25 };
+                let y = if definition { rotary::reference(&args) } else { rotary::rotary(&args) };
+                y.map(|y| (y.shallow_clone(), y * 2.0))
+            });
         }
     }
 }

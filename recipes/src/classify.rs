@@ -64,7 +64,6 @@ impl Stage for Classify {
             label_smoothing: self.label_smoothing,
             validation: (!validation.is_empty()).then_some(validation),
             batch_size: (self.batch_size / self.accumulation).max(1),
-            statistics: Statistics::default(),
         };
         let stage = context.stage.clone();
         let outcome = train(&mut context.run, &stage, &self.loop_config(), &mut task, &mut loader)?;
@@ -99,8 +98,6 @@ pub struct ImageClassifier {
     pub validation: Option<ImageSplit>,
     /// Held-out images at a time.
     pub batch_size: usize,
-    /// What modules recorded since the last step, for their balance.
-    pub statistics: Statistics,
 }
 
 /// What a classifier achieves on images.
@@ -144,18 +141,17 @@ impl Task for ImageClassifier {
         self.model.parameters()
     }
 
-    fn loss(&mut self, batch: &ImageBatch) -> Result<Loss, TaskError> {
+    fn loss(&self, batch: &ImageBatch) -> Result<Loss, TaskError> {
         let statistics = Statistics::default();
         let logits = self.model.outputs_observed(&batch.images, true, Observers::statistics(&statistics))?;
         let loss = cross_entropy_sum(&logits, &batch.classes, self.label_smoothing)?;
         let auxiliary = self.model.auxiliary_losses(&statistics)?;
-        statistics.detach_into(&self.statistics)?;
-        Ok(with_auxiliary(loss, "cross_entropy", batch.target_tokens(), &auxiliary)?)
+        let count = loss.f_detach()?.f_full_like(batch.target_tokens())?;
+        Ok(with_auxiliary(loss, "cross_entropy", &count, &auxiliary, &statistics)?)
     }
 
-    fn after_step(&mut self) -> Result<(), TaskError> {
-        let statistics = std::mem::take(&mut self.statistics);
-        Ok(self.model.rebalance(&statistics)?)
+    fn after_step(&mut self, statistics: &Statistics) -> Result<(), TaskError> {
+        Ok(self.model.rebalance(statistics)?)
     }
 
     fn evaluate(&mut self) -> Result<Vec<(String, f64)>, TaskError> {

@@ -89,14 +89,7 @@ impl Stage for Forecast {
             if validation_rows.is_empty() { None } else { Some(windows("validation", &validation_rows)?) };
         let mut loader = Shuffled::new(windows("training", &train_rows)?.into(), seed, device)?;
         let batch_size = (self.batch_size / self.accumulation).max(1);
-        let mut task = SeriesForecaster {
-            model,
-            shape,
-            loss: self.loss,
-            validation,
-            batch_size,
-            statistics: Statistics::default(),
-        };
+        let mut task = SeriesForecaster { model, shape, loss: self.loss, validation, batch_size };
         let stage = context.stage.clone();
         let outcome = train(&mut context.run, &stage, &self.loop_config(), &mut task, &mut loader)?;
         context.report(&outcome, self.weights.choose(&outcome, &task.model)?, SeriesBatch::TARGETS);
@@ -205,8 +198,6 @@ pub struct SeriesForecaster {
     pub validation: Option<Windows>,
     /// Held-out windows at a time.
     pub batch_size: usize,
-    /// What modules recorded since the last step, for their balance.
-    pub statistics: Statistics,
 }
 
 /// What a forecaster achieves: means over all windows, steps and channels, in the units of the series.
@@ -268,7 +259,7 @@ impl Task for SeriesForecaster {
         self.model.parameters()
     }
 
-    fn loss(&mut self, batch: &SeriesBatch) -> Result<Loss, TaskError> {
+    fn loss(&self, batch: &SeriesBatch) -> Result<Loss, TaskError> {
         let statistics = Statistics::default();
         let outputs = outputs(&self.model, batch, true, Observers::statistics(&statistics))?;
         let targets = batch.targets.f_to_kind(outputs.kind())?;
@@ -279,13 +270,12 @@ impl Task for SeriesForecaster {
             }
         };
         let auxiliary = self.model.auxiliary_losses(&statistics)?;
-        statistics.detach_into(&self.statistics)?;
-        Ok(with_auxiliary(loss, name, batch.target_tokens(), &auxiliary)?)
+        let count = loss.f_detach()?.f_full_like(batch.target_tokens())?;
+        Ok(with_auxiliary(loss, name, &count, &auxiliary, &statistics)?)
     }
 
-    fn after_step(&mut self) -> Result<(), TaskError> {
-        let statistics = std::mem::take(&mut self.statistics);
-        Ok(self.model.rebalance(&statistics)?)
+    fn after_step(&mut self, statistics: &Statistics) -> Result<(), TaskError> {
+        Ok(self.model.rebalance(statistics)?)
     }
 
     fn evaluate(&mut self) -> Result<Vec<(String, f64)>, TaskError> {

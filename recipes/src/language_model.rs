@@ -9,7 +9,7 @@ use hymba_plus::{
 use tch::{Kind, Tensor};
 use training::{
     Loss, Task, TaskError,
-    data::{Batch, IGNORE_INDEX, ValidationBlocks, Weighted},
+    data::{Batch, IGNORE_INDEX, ValidationBlocks},
 };
 
 use crate::auxiliary::with_auxiliary;
@@ -43,8 +43,6 @@ pub struct LanguageModel {
     pub validation: Option<ValidationBlocks>,
     /// Bytes of held-out text, for bits per byte.
     pub validation_bytes: usize,
-    /// What modules recorded since the last step, for their balance.
-    pub statistics: Statistics,
 }
 
 fn failed(error: torch_bridge::Error) -> TaskError {
@@ -107,7 +105,7 @@ impl Task for LanguageModel {
         self.model.parameters()
     }
 
-    fn loss(&mut self, batch: &Batch) -> Result<Loss, TaskError> {
+    fn loss(&self, batch: &Batch) -> Result<Loss, TaskError> {
         let statistics = Statistics::default();
         let observers = Observers::statistics(&statistics);
         // Once per micro-batch: the meta tokens' gradients come from all its documents.
@@ -119,11 +117,11 @@ impl Task for LanguageModel {
         };
         let main = loss(None, &batch.targets)?;
         let auxiliary = self.model.auxiliary_losses(&statistics).map_err(failed)?;
-        statistics.detach_into(&self.statistics).map_err(failed)?;
-        let tokens = batch.target_tokens();
-        let mut all = with_auxiliary(main.sum, "cross_entropy", tokens, &auxiliary).map_err(failed)?;
+        let tokens = &batch.target_count;
+        let mut all =
+            with_auxiliary(main.sum, "cross_entropy", tokens, &auxiliary, &statistics).map_err(failed)?;
         if self.z_loss > 0.0 {
-            all.measured.push(("z_loss".to_owned(), main.square.f_div_scalar(tokens.max(1))?));
+            all.measured.push(("z_loss".to_owned(), main.square.f_div(&tokens.f_clamp_min(1)?)?));
         }
         for target in &self.targets {
             let further = loss(Some(&target.head), &batch.targets_at(target.offset)?)?.sum;
@@ -132,9 +130,8 @@ impl Task for LanguageModel {
         Ok(all)
     }
 
-    fn after_step(&mut self) -> Result<(), TaskError> {
-        let statistics = std::mem::take(&mut self.statistics);
-        self.model.rebalance(&statistics).map_err(failed)
+    fn after_step(&mut self, statistics: &Statistics) -> Result<(), TaskError> {
+        self.model.rebalance(statistics).map_err(failed)
     }
 
     fn evaluate(&mut self) -> Result<Vec<(String, f64)>, TaskError> {

@@ -1,6 +1,6 @@
 //! The stage `pretrain`: next-token prediction on the recipe's text.
 
-use hymba_plus::{config::Recipe, model::Statistics, plan::ModelPlan, prelude::register, registry::Finding};
+use hymba_plus::{config::Recipe, plan::ModelPlan, prelude::register, registry::Finding};
 use training::{
     data::{Batch, Weighted},
     train,
@@ -61,7 +61,6 @@ impl Stage for Pretrain {
             targets: self.targets.clone(),
             validation,
             validation_bytes,
-            statistics: Statistics::default(),
         };
         let stage = context.stage.clone();
         let outcome = train(&mut context.run, &stage, &self.loop_config(), &mut task, &mut loader)?;

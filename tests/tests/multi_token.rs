@@ -45,7 +45,6 @@ fn task(targets: &[(&str, usize, f64)]) -> LanguageModel {
         targets: targets.iter().map(target).collect(),
         validation: Some(ValidationBlocks::new(stream(), 5, 2, 0, Device::Cpu).unwrap()),
         validation_bytes: 0,
-        statistics: Statistics::default(),
     }
 }
 

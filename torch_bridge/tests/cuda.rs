@@ -2,6 +2,7 @@
 
 use tch::{Cuda, Device, Kind, Tensor};
 use torch_bridge::autograd::{self, Function, Saved};
+use torch_bridge::cuda::graph::{self, Graph, Pool};
 use torch_bridge::guards::Autocast;
 use torch_bridge::optim::{self, FusedAdamW};
 use torch_bridge::rng::{self, Fork, Generator, Replay};
@@ -145,4 +146,53 @@ fn autocast_lowers_products() {
     let x = Tensor::ones([8, 8], FLOAT);
     let _autocast = Autocast::new(GPU, Kind::BFloat16, true);
     assert_eq!(x.matmul(&x).kind(), Kind::BFloat16);
+}
+
+/// Steps of gradient descent with dropout: recorded and replayed as a graph, and operation by operation, they give the
+/// same bits; what cannot be recorded is an error, after which everything goes on.
+#[test]
+fn a_recorded_step_gives_the_bits_of_the_plain_one() {
+    if !there_is_a_gpu() {
+        assert!(graph::available().is_err());
+        return;
+    }
+    graph::use_side_stream(GPU).unwrap();
+    let step = |x: &Tensor, weight: &Tensor| -> Result<Tensor> {
+        let y = x.matmul(weight).dropout(0.3, true).square().mean(Kind::Float);
+        autograd::backward(&[&y], None, false)?;
+        Ok(y.detach())
+    };
+    let run = |recorded: bool| -> (Vec<Vec<f32>>, Vec<f32>) {
+        rng::manual_seed(GPU, 11).unwrap();
+        let weight = Tensor::randn([64, 32], FLOAT).set_requires_grad(true);
+        let batches: Vec<Tensor> = (0..6).map(|_| Tensor::randn([16, 64], FLOAT)).collect();
+        let mut held = None;
+        let mut losses = Vec::new();
+        for (i, batch) in batches.iter().enumerate() {
+            let _ = weight.grad().defined().then(|| weight.grad().zero_());
+            let loss = if i < 2 || !recorded {
+                step(batch, &weight).unwrap()
+            } else {
+                if held.is_none() {
+                    let x = batch.zeros_like();
+                    let (graph, loss) = Graph::record(Pool::new().unwrap(), || step(&x, &weight)).unwrap();
+                    held = Some((graph, x, loss));
+                }
+                let (graph, x, loss) = held.as_mut().unwrap();
+                x.copy_(batch);
+                graph.replay().unwrap();
+                loss.copy()
+            };
+            let _ = tch::no_grad(|| weight.shallow_clone().subtract_(&(weight.grad() * 0.1)));
+            losses.push(Vec::<f32>::try_from(loss.view(-1)).unwrap());
+        }
+        (losses, Vec::<f32>::try_from(weight.detach().view(-1)).unwrap())
+    };
+    let plain = run(false);
+    assert!(run(true) == plain);
+
+    let x = Tensor::ones([4], FLOAT);
+    let refused =
+        Graph::record(Pool::new().unwrap(), || -> Result<f64> { Ok(x.sum(None).double_value(&[])) });
+    assert!(refused.is_err());
 }

@@ -11,7 +11,7 @@ use crate::{
     error::TrainError,
     run_dir::{Existing, RunDir},
     telemetry::{Console, MetricRecord, MetricsFile},
-    trainer::{KernelPolicy, TrainerConfig},
+    trainer::{GraphPolicy, KernelPolicy, TrainerConfig},
 };
 
 /// What the command line says about a run.
@@ -57,6 +57,7 @@ pub struct Run {
     execution: Execution,
     metrics: MetricsFile,
     console: Console,
+    records_graphs: bool,
     resumed: bool,
     force: bool,
     command: String,
@@ -80,6 +81,7 @@ impl Run {
             })?,
         };
         let device = set_up(&trainer)?;
+        let records_graphs = side_stream(&trainer, device, &options.console)?;
         let execution =
             Execution::now(device, trainer.precision, trainer.deterministic).map_err(TrainError::Setup)?;
         let existing = match (options.overwrite, options.resume) {
@@ -104,6 +106,7 @@ impl Run {
             execution,
             metrics,
             console: options.console,
+            records_graphs,
             resumed,
             force: options.force,
             command: options.command,
@@ -113,6 +116,11 @@ impl Run {
     /// The run directory.
     pub fn directory(&self) -> &RunDir {
         &self.directory
+    }
+
+    /// Whether steps are to be recorded as CUDA graphs.
+    pub(crate) fn records_graphs(&self) -> bool {
+        self.records_graphs
     }
 
     /// The section `trainer`.
@@ -252,6 +260,21 @@ fn set_up(trainer: &TrainerConfig) -> Result<Device, TrainError> {
         })?;
     }
     Ok(device)
+}
+
+/// Goes to a stream on which steps can be recorded, if they are to be; whether they are.
+fn side_stream(trainer: &TrainerConfig, device: Device, console: &Console) -> Result<bool, TrainError> {
+    if trainer.cuda_graph == GraphPolicy::Off || !matches!(device, Device::Cuda(_)) {
+        return Ok(false);
+    }
+    match torch_bridge::cuda::graph::use_side_stream(device) {
+        Ok(()) => Ok(true),
+        Err(error) if trainer.cuda_graph == GraphPolicy::Auto => {
+            console.line(&format!("steps are not recorded as CUDA graphs: {error}"));
+            Ok(false)
+        }
+        Err(error) => Err(TrainError::Setup(error)),
+    }
 }
 
 /// Writes `run.json`; whether there was a run before.

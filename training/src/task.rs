@@ -1,30 +1,38 @@
 //! What a stage implements so that the loop can train it.
 
-use hymba_plus::params::Parameters;
+use hymba_plus::{model::Statistics, params::Parameters};
 use serde_json::Value;
 use tch::Tensor;
 
-use crate::{data::Weighted, error::TaskError};
+use crate::{
+    data::{Recordable, Weighted},
+    error::TaskError,
+};
 
 /// Something with parameters and a loss. The loop knows nothing else of a stage.
 pub trait Task {
     /// What the loader gives.
-    type Batch: Weighted;
+    type Batch: Weighted + Recordable;
 
     /// The parameters that are trained.
     fn parameters(&self) -> &Parameters;
 
     /// The loss of one micro-batch. Runs with gradients on, and under autocast if the precision wants it.
     ///
-    /// # Errors
-    /// Whatever the stage reports; it stops the run.
-    fn loss(&mut self, batch: &Self::Batch) -> Result<Loss, TaskError>;
-
-    /// Called after each step of the optimizer, with the parameters as they are then; without gradients.
+    /// On a GPU the loop may record what it computes as a CUDA graph and replay that for later micro-batches of the same
+    /// shapes, without calling this again: so it changes nothing of the task, and the values of a batch matter on the
+    /// device only.
     ///
     /// # Errors
     /// Whatever the stage reports; it stops the run.
-    fn after_step(&mut self) -> Result<(), TaskError> {
+    fn loss(&self, batch: &Self::Batch) -> Result<Loss, TaskError>;
+
+    /// Called after each step of the optimizer, with the parameters as they are then and the sums of
+    /// [`Loss::statistics`] over the step's micro-batches; without gradients.
+    ///
+    /// # Errors
+    /// Whatever the stage reports; it stops the run.
+    fn after_step(&mut self, _statistics: &Statistics) -> Result<(), TaskError> {
         Ok(())
     }
 
@@ -63,11 +71,13 @@ pub struct Loss {
     /// What is shown beside the loss, by name: scalars `[]`, each a mean over the micro-batch. The loop averages them over
     /// the step's micro-batches by their targets. Every loss of a task names the same.
     pub measured: Vec<(String, Tensor)>,
+    /// What modules recorded, for [`Task::after_step`]; without history.
+    pub statistics: Statistics,
 }
 
 impl Loss {
     /// A loss from its sum over the targets.
     pub fn of_sum(sum: Tensor) -> Self {
-        Self { sum, measured: Vec::new() }
+        Self { sum, measured: Vec::new(), statistics: Statistics::default() }
     }
 }

@@ -32,6 +32,10 @@ pub struct TrainerConfig {
     /// instead); `reference` (plain operations on every device, to see whether a kernel is to blame).
     #[default(KernelPolicy::Auto)]
     pub kernels: KernelPolicy,
+    /// Whether steps on a GPU are recorded as CUDA graphs, so that the host does not slow them down: `auto` (where that
+    /// can be done, saying so where not); `require` (an error instead); `off`. The results are the same.
+    #[default(GraphPolicy::Auto)]
+    pub cuda_graph: GraphPolicy,
     /// When checkpoints are written and which are kept.
     #[default(CheckpointConfig { every_steps: 500, keep_last: 2, keep_best: 1 })]
     pub checkpoint: CheckpointConfig,
@@ -149,6 +153,17 @@ impl From<KernelPolicy> for kernels::policy::Policy {
             KernelPolicy::Reference => Self::Reference,
         }
     }
+}
+
+/// Whether steps are recorded as CUDA graphs.
+#[component_config]
+pub enum GraphPolicy {
+    /// Where that can be done.
+    Auto,
+    /// Where a step cannot be recorded, the run ends.
+    Require,
+    /// No.
+    Off,
 }
 
 /// A device as a recipe names it.

@@ -24,7 +24,7 @@ impl Task for Table {
         &self.0
     }
 
-    fn loss(&mut self, batch: &Batch) -> Result<Loss, TaskError> {
+    fn loss(&self, batch: &Batch) -> Result<Loss, TaskError> {
         let table = &self.0.get("table").ok_or("no table")?.tensor;
         let logits = Tensor::f_embedding(table, &batch.tokens, -1, false, false)?;
         Ok(Loss::of_sum(cross_entropy_sum(&logits, &batch.targets, 0.1)?))

@@ -72,6 +72,18 @@ impl Statistics {
         self.0.borrow().get(&(module.to_owned(), name.to_owned())).map(Tensor::shallow_clone)
     }
 
+    /// Copies of the sums.
+    ///
+    /// # Errors
+    /// When libtorch refuses (out of memory).
+    pub fn f_copy(&self) -> Result<Self> {
+        let mut copies = BTreeMap::new();
+        for (key, sum) in self.0.borrow().iter() {
+            copies.insert(key.clone(), sum.f_detach_copy()?);
+        }
+        Ok(Self(RefCell::new(copies)))
+    }
+
     /// The same sums without history, added to those of `other`.
     ///
     /// # Errors

@@ -25,11 +25,24 @@ pub(crate) struct Launch<'a> {
 }
 
 /// The bytes of one argument, at an address that suits any type.
-#[repr(C, align(8))]
-#[derive(Clone, Copy)]
-struct Argument {
-    bytes: [u8; 8],
-    length: usize,
+enum Argument {
+    Short([u64; 1], usize),
+    Long(Vec<u64>, usize),
+}
+
+impl Argument {
+    fn length(&self) -> usize {
+        match self {
+            Self::Short(_, length) | Self::Long(_, length) => *length,
+        }
+    }
+
+    fn address(&mut self) -> *mut c_void {
+        match self {
+            Self::Short(words, _) => words.as_mut_ptr().cast(),
+            Self::Long(words, _) => words.as_mut_ptr().cast(),
+        }
+    }
 }
 
 impl<'a> Launch<'a> {
@@ -91,10 +104,24 @@ impl<'a> Launch<'a> {
         self.value(&value.to_ne_bytes())
     }
 
+    /// A struct of so many `float`.
+    pub(crate) fn f32s(mut self, values: &[f32]) -> Self {
+        let word = |pair: &[f32]| {
+            let mut bytes = [0; 8];
+            for (to, value) in bytes.chunks_exact_mut(4).zip(pair) {
+                to.copy_from_slice(&value.to_ne_bytes());
+            }
+            u64::from_ne_bytes(bytes)
+        };
+        let words = values.chunks(2).map(word).collect();
+        self.arguments.push(Argument::Long(words, size_of_val(values)));
+        self
+    }
+
     fn value(mut self, value: &[u8]) -> Self {
         let mut bytes = [0; 8];
         bytes[..value.len()].copy_from_slice(value);
-        self.arguments.push(Argument { bytes, length: value.len() });
+        self.arguments.push(Argument::Short([u64::from_ne_bytes(bytes)], value.len()));
         self
     }
 
@@ -112,7 +139,7 @@ impl<'a> Launch<'a> {
         if let Some(error) = self.refused.take() {
             return Err(self.failure(&error.to_string()));
         }
-        let given: Vec<usize> = self.arguments.iter().map(|argument| argument.length).collect();
+        let given: Vec<usize> = self.arguments.iter().map(Argument::length).collect();
         if self.kernel.parameters() != given {
             let wanted = self.kernel.parameters();
             let reason = format!("its parameters have {wanted:?} bytes, the arguments {given:?}");
@@ -122,8 +149,7 @@ impl<'a> Launch<'a> {
             return Ok(());
         }
         let (stream, _) = device::current_stream(self.loaded.device())?;
-        let mut addresses: Vec<*mut c_void> =
-            self.arguments.iter_mut().map(|argument| (&raw mut argument.bytes).cast()).collect();
+        let mut addresses: Vec<*mut c_void> = self.arguments.iter_mut().map(Argument::address).collect();
         // SAFETY: number and sizes were compared with the kernel's own; the rest the caller promises.
         let launched = unsafe { self.loaded.module().launch(self.kernel, shape, stream, &mut addresses) };
         launched.map_err(|reason| self.failure(&format!("{reason} ({shape:?})")))

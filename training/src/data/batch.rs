@@ -7,6 +7,9 @@ use super::DataError;
 /// Target of a position that is not learnt: the loss ignores it.
 pub const IGNORE_INDEX: i64 = -100;
 
+/// The shape of a scalar.
+pub(crate) const NO_SIZE: &[i64] = &[];
+
 /// Something that a loop can weigh: a micro-batch counts as much as it has targets.
 pub trait Weighted {
     /// What its targets are called where their number is shown.
@@ -14,6 +17,33 @@ pub trait Weighted {
 
     /// Number of targets that the loss sums over, known without asking the device.
     fn target_tokens(&self) -> i64;
+}
+
+/// A micro-batch that can take over the values of another: what a loop needs to record a step as a CUDA graph, which
+/// reads the same addresses at every replay.
+pub trait Recordable: Sized {
+    /// All tensors, in a fixed order.
+    fn tensors(&self) -> Vec<&Tensor>;
+
+    /// The same batch with other tensors, in that order.
+    fn with_tensors(&self, tensors: Vec<Tensor>) -> Self;
+
+    /// What besides the tensors' shapes and types decides which operations a loss is made of.
+    fn variant(&self) -> i64 {
+        0
+    }
+}
+
+/// A tensor of the host on `device`. To a GPU it goes through pinned memory, so that nobody waits.
+///
+/// # Errors
+/// When libtorch refuses (out of memory).
+pub(crate) fn to_device(tensor: &Tensor, device: Device) -> Result<Tensor, tch::TchError> {
+    if matches!(device, Device::Cuda(_)) {
+        tensor.f_pin_memory(device)?.f_internal_to_copy((tensor.kind(), device), true)
+    } else {
+        tensor.f_to_device(device)
+    }
 }
 
 /// Sequences of tokens, what follows each, and where documents start.
@@ -26,6 +56,8 @@ pub struct Batch {
     /// Whether a document starts at this input, `[batch, time]`, `Bool`. The state before the first column is the
     /// initial one whatever stands there.
     pub resets: Tensor,
+    /// Number of targets that are not ignored, a scalar `[]`, `Double`, beside the tensors.
+    pub target_count: Tensor,
     /// Targets that are not ignored.
     target_tokens: i64,
     /// Whether a document starts after the first column.
@@ -47,11 +79,12 @@ impl Batch {
         let shape = [-1, sequence_length as i64];
         let target_tokens = targets.iter().filter(|&&target| target != IGNORE_INDEX).count() as i64;
         let has_resets = resets.chunks(sequence_length.max(1)).any(|row| row[1..].contains(&true));
-        let place = |tensor: Tensor| tensor.f_view(shape)?.f_to_device(device);
+        let place = |tensor: Tensor| to_device(&tensor.f_view(shape)?, device);
         Ok(Self {
             tokens: place(Tensor::f_from_slice(tokens)?)?,
             targets: place(Tensor::f_from_slice(targets)?)?,
             resets: place(Tensor::f_from_slice(resets)?)?,
+            target_count: Tensor::f_full(NO_SIZE, target_tokens, (Kind::Double, device))?,
             target_tokens,
             has_resets,
         })
@@ -104,6 +137,29 @@ impl Batch {
 impl Weighted for Batch {
     fn target_tokens(&self) -> i64 {
         self.target_tokens
+    }
+}
+
+impl Recordable for Batch {
+    fn tensors(&self) -> Vec<&Tensor> {
+        vec![&self.tokens, &self.targets, &self.resets, &self.target_count]
+    }
+
+    fn with_tensors(&self, tensors: Vec<Tensor>) -> Self {
+        let mut tensors = tensors.into_iter();
+        let mut next = |mine: &Tensor| tensors.next().unwrap_or_else(|| mine.shallow_clone());
+        Self {
+            tokens: next(&self.tokens),
+            targets: next(&self.targets),
+            resets: next(&self.resets),
+            target_count: next(&self.target_count),
+            target_tokens: self.target_tokens,
+            has_resets: self.has_resets,
+        }
+    }
+
+    fn variant(&self) -> i64 {
+        self.has_resets.into()
     }
 }
 

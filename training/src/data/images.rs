@@ -4,7 +4,7 @@ use std::{fmt::Debug, ops::Range, sync::Arc};
 
 use tch::{Device, Tensor};
 
-use super::{DataError, Fingerprint, Samples, Weighted};
+use super::{DataError, Fingerprint, Recordable, Samples, Weighted, to_device};
 
 /// Where images come from: made or read, by index, the same for ever.
 pub trait ImageSource: Debug + Send + Sync {
@@ -86,6 +86,18 @@ impl Weighted for ImageBatch {
     }
 }
 
+impl Recordable for ImageBatch {
+    fn tensors(&self) -> Vec<&Tensor> {
+        vec![&self.images, &self.classes]
+    }
+
+    fn with_tensors(&self, tensors: Vec<Tensor>) -> Self {
+        let mut tensors = tensors.into_iter();
+        let mut next = |mine: &Tensor| tensors.next().unwrap_or_else(|| mine.shallow_clone());
+        Self { images: next(&self.images), classes: next(&self.classes) }
+    }
+}
+
 impl Samples for ImageSplit {
     type Batch = ImageBatch;
 
@@ -103,8 +115,8 @@ impl Samples for ImageSplit {
         }
         let shape = [indices.len() as i64, channels, height, width];
         Ok(ImageBatch {
-            images: Tensor::f_from_slice(&pixels)?.f_view(shape)?.f_to_device(device)?,
-            classes: Tensor::f_from_slice(&classes)?.f_to_device(device)?,
+            images: to_device(&Tensor::f_from_slice(&pixels)?.f_view(shape)?, device)?,
+            classes: to_device(&Tensor::f_from_slice(&classes)?, device)?,
         })
     }
 

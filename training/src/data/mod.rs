@@ -27,7 +27,8 @@ mod text;
 mod validation;
 mod waves;
 
-pub use batch::{Batch, IGNORE_INDEX, Weighted};
+pub use batch::{Batch, IGNORE_INDEX, Recordable, Weighted};
+pub(crate) use batch::{NO_SIZE, to_device};
 pub use blocks::Blocks;
 pub use catalogue::{DatasetName, NamedDataset};
 pub use corpus::{Corpus, Document, FileRecord, Numbers};

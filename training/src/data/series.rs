@@ -4,7 +4,7 @@ use std::{ops::Range, sync::Arc};
 
 use tch::{Device, Kind, Tensor};
 
-use super::{DataError, FileRecord, Fingerprint, Samples, Weighted};
+use super::{DataError, FileRecord, Fingerprint, Recordable, Samples, Weighted, to_device};
 
 /// Rows of a series that belong to each split, one after the other from the first row on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -160,6 +160,18 @@ impl Weighted for SeriesBatch {
     }
 }
 
+impl Recordable for SeriesBatch {
+    fn tensors(&self) -> Vec<&Tensor> {
+        vec![&self.inputs, &self.targets]
+    }
+
+    fn with_tensors(&self, tensors: Vec<Tensor>) -> Self {
+        let mut tensors = tensors.into_iter();
+        let mut next = |mine: &Tensor| tensors.next().unwrap_or_else(|| mine.shallow_clone());
+        Self { inputs: next(&self.inputs), targets: next(&self.targets) }
+    }
+}
+
 impl Samples for Windows {
     type Batch = SeriesBatch;
 
@@ -173,7 +185,7 @@ impl Samples for Windows {
         let offsets = Tensor::f_arange(length + horizon, (Kind::Int64, Device::Cpu))?;
         let rows = Tensor::f_from_slice(&starts)?.f_unsqueeze(1)?.f_add(&offsets)?;
         let shape = [indices.len() as i64, length + horizon, self.values.size()[1]];
-        let all = self.values.f_index_select(0, &rows.f_view(-1)?)?.f_view(shape)?.f_to_device(device)?;
+        let all = to_device(&self.values.f_index_select(0, &rows.f_view(-1)?)?.f_view(shape)?, device)?;
         Ok(SeriesBatch { inputs: all.f_narrow(1, 0, length)?, targets: all.f_narrow(1, length, horizon)? })
     }
 

@@ -5,6 +5,7 @@
 //! everything up to its step, and a run that goes on from it repeats nothing and skips nothing.
 
 mod evaluate;
+mod micro_batch;
 mod resume;
 mod save;
 mod settings;
@@ -30,6 +31,7 @@ use crate::{
     task::Task,
     telemetry::{Board, Progress},
 };
+use micro_batch::Recordings;
 use step::Pending;
 
 loop_settings! {
@@ -114,6 +116,8 @@ struct TrainLoop<'a, T: Task, L: Loader<Batch = T::Batch>> {
     store: CheckpointStore,
     board: Option<Board>,
     progress: Progress,
+    /// Micro-batches that are recorded as CUDA graphs.
+    recordings: Recordings<T::Batch>,
     /// Steps that are done.
     step: u64,
     /// Targets that were learnt from.

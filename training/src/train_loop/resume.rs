@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use hymba_plus::params::seed_of;
 use torch_bridge::rng;
 
-use super::{LoopConfig, TrainLoop, save};
+use super::{LoopConfig, TrainLoop, micro_batch::Recordings, save};
 use crate::{
     checkpoint::Checkpoint,
     data::{Loader, Weighted},
@@ -37,6 +37,7 @@ impl<'a, T: Task, L: Loader<Batch = T::Batch>> TrainLoop<'a, T, L> {
             optimizer: spec.build(task.parameters())?,
             lr: spec.lr(),
             progress: Progress::new(run.console().clone(), stage, config.steps, T::Batch::TARGETS),
+            recordings: Recordings::new(run.records_graphs()),
             run,
             stage,
             config,

@@ -2,15 +2,16 @@
 
 use std::time::{Duration, Instant};
 
+use hymba_plus::model::Statistics;
 use tch::{Device, Kind, Tensor};
-use torch_bridge::{autograd, guards::NoGrad, optim};
+use torch_bridge::{guards::NoGrad, optim};
 
-use super::TrainLoop;
+use super::{TrainLoop, micro_batch::MicroBatch};
 use crate::{
-    data::{Loader, Weighted},
+    data::{Loader, NO_SIZE, Weighted},
     error::TrainError,
     optimizer,
-    task::{Loss, Task},
+    task::Task,
     telemetry::{MetricRecord, Reading},
 };
 
@@ -41,13 +42,16 @@ struct Sums {
     measured: Vec<String>,
     /// The loss and what was measured, `Double [1 + measured]`; none before the first micro-batch.
     values: Option<Tensor>,
+    /// What modules recorded.
+    statistics: Statistics,
 }
 
 impl Sums {
-    /// Adds a micro-batch that has the share `share` of the step's targets. `mean` is its part of the step's mean loss.
-    fn add(&mut self, mean: &Tensor, loss: &Loss, share: f64) -> Result<(), tch::TchError> {
+    /// Adds a micro-batch that has the share `share` of the step's targets.
+    fn add(&mut self, micro_batch: &MicroBatch, share: f64) -> torch_bridge::Result<()> {
         let wide = |x: &Tensor| x.f_detach()?.f_to_kind(Kind::Double);
-        let mut values = vec![wide(mean)?];
+        let loss = &micro_batch.loss;
+        let mut values = vec![wide(&micro_batch.mean)?];
         for (_, value) in &loss.measured {
             values.push(wide(value)? * share);
         }
@@ -57,7 +61,7 @@ impl Sums {
             None => values,
         });
         self.measured = loss.measured.iter().map(|(name, _)| name.clone()).collect();
-        Ok(())
+        loss.statistics.detach_into(&self.statistics)
     }
 }
 
@@ -71,8 +75,10 @@ impl<T: Task, L: Loader<Batch = T::Batch>> TrainLoop<'_, T, L> {
         let norm = self.clip().map_err(self.torch_error())?;
         let numbers = || -> Result<Tensor, tch::TchError> {
             // The loader never gives an empty list of micro-batches.
-            let values =
-                sums.values.map_or_else(|| Tensor::f_zeros([1], (Kind::Double, norm.device())), Ok)?;
+            let values = sums
+                .values
+                .as_ref()
+                .map_or_else(|| Tensor::f_zeros([1], (Kind::Double, norm.device())), Tensor::f_detach)?;
             let measured = values.f_narrow(0, 1, sums.measured.len() as i64)?;
             Tensor::f_cat(&[values.f_narrow(0, 0, 1)?, norm.f_reshape([1])?, measured], 0)
         };
@@ -84,7 +90,7 @@ impl<T: Task, L: Loader<Batch = T::Batch>> TrainLoop<'_, T, L> {
             step: self.step + 1,
             tokens: self.tokens,
             lr: self.lr * factor,
-            measured: sums.measured,
+            measured: sums.measured.clone(),
             numbers: Numbers::OnDevice(numbers),
         });
         if self.reads_are_free() {
@@ -96,7 +102,7 @@ impl<T: Task, L: Loader<Batch = T::Batch>> TrainLoop<'_, T, L> {
         self.optimizer.step(factor)?;
         {
             let _guard = NoGrad::new();
-            self.task.after_step().map_err(self.task_error())?;
+            self.task.after_step(&sums.statistics).map_err(self.task_error())?;
         }
         self.step += 1;
         self.progress.advance(self.step);
@@ -105,18 +111,16 @@ impl<T: Task, L: Loader<Batch = T::Batch>> TrainLoop<'_, T, L> {
 
     /// Gradients of the mean loss over all targets of the step; gives that mean, and means of what was measured.
     fn accumulate(&mut self, batches: &[T::Batch], targets: i64) -> Result<Sums, TrainError> {
-        let (torch_error, task_error) = (self.torch_error(), self.task_error());
+        let torch_error = self.torch_error();
         optimizer::zero_gradients(self.task.parameters()).map_err(&torch_error)?;
+        // Made on the device: a copy from the host would make it wait.
+        let divisor = Tensor::f_full(NO_SIZE, targets, (Kind::Double, self.run.device()))
+            .map_err(|error| torch_error(error.into()))?;
         let mut sums = Sums::default();
         for batch in batches {
-            let loss = {
-                let _autocast = self.run.autocast();
-                self.task.loss(batch).map_err(&task_error)?
-            };
-            let mean = loss.sum.f_div_scalar(targets).map_err(|error| torch_error(error.into()))?;
-            autograd::backward(&[&mean], None, false).map_err(&torch_error)?;
+            let micro_batch = self.micro_batch(batch, &divisor)?;
             let share = batch.target_tokens() as f64 / targets as f64;
-            sums.add(&mean, &loss, share).map_err(|error| torch_error(error.into()))?;
+            sums.add(&micro_batch, share).map_err(&torch_error)?;
         }
         Ok(sums)
     }

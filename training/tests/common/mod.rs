@@ -10,6 +10,7 @@ use std::{
 
 use hymba_plus::{
     config::{LoadOptions, Recipe},
+    model::Statistics,
     params::{Init, ParameterPlan, Parameters},
 };
 use serde_json::{Value, json};
@@ -32,7 +33,7 @@ pub struct Bigram {
     pub poison: Option<u64>,
     /// What every batch waits for.
     pub pause: Duration,
-    batches: u64,
+    batches: std::cell::Cell<u64>,
 }
 
 /// The bytes of each parameter, by name.
@@ -67,7 +68,7 @@ impl Bigram {
             steps: 0,
             poison: None,
             pause: Duration::ZERO,
-            batches: 0,
+            batches: std::cell::Cell::new(0),
         }
     }
 
@@ -92,11 +93,12 @@ impl Task for Bigram {
         &self.parameters
     }
 
-    fn loss(&mut self, batch: &Batch) -> Result<Loss, TaskError> {
+    fn loss(&self, batch: &Batch) -> Result<Loss, TaskError> {
         std::thread::sleep(self.pause);
         let sum = self.sum(batch, true);
-        self.batches += 1;
-        let mut loss = Loss::of_sum(if self.poison == Some(self.batches) { sum * f64::NAN } else { sum });
+        self.batches.set(self.batches.get() + 1);
+        let mut loss =
+            Loss::of_sum(if self.poison == Some(self.batches.get()) { sum * f64::NAN } else { sum });
         let counted = batch.targets.ne(training::data::IGNORE_INDEX);
         let mean_target = (&batch.targets * &counted).sum(Kind::Double) / counted.sum(Kind::Double);
         loss.measured.push(("mean_target".to_owned(), mean_target));
@@ -104,7 +106,7 @@ impl Task for Bigram {
         Ok(loss)
     }
 
-    fn after_step(&mut self) -> Result<(), TaskError> {
+    fn after_step(&mut self, _statistics: &Statistics) -> Result<(), TaskError> {
         assert!(!torch_bridge::guards::is_grad_enabled());
         self.steps += 1;
         Ok(())

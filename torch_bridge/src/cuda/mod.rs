@@ -3,6 +3,8 @@
 //! No binary of the project links `libtorch_cuda.so`. [`open`] loads it where it exists, so one binary runs on a
 //! machine without a GPU and, unchanged, on one with.
 
+pub mod graph;
+
 use std::ffi::CStr;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;

@@ -1,0 +1,3 @@
+// libtorch includes it for nothing that is needed here.
+#pragma once
+#include "cuda_runtime_api.h"
