@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::path::{Path, PathBuf};
 
-const SOURCES: [&str; 3] = ["cpp/dispatch.cpp", "cpp/autograd.cpp", "cpp/runtime.cpp"];
+const SOURCES: [&str; 4] = ["cpp/dispatch.cpp", "cpp/autograd.cpp", "cpp/profiler.cpp", "cpp/runtime.cpp"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=cpp");

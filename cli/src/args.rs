@@ -4,7 +4,7 @@ mod evaluate;
 mod generate;
 mod weights;
 
-use std::path::PathBuf;
+use std::{num::NonZeroU64, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 
@@ -45,6 +45,16 @@ Examples:
   HYMBA__TRAINER__THREADS=1 hymba run recipe.yaml --run-dir runs/one-thread
   hymba run recipe.yaml --run-dir runs/one-thread --resume")]
     Run(Run),
+    /// Train a few steps and say what each operation costs: a table and a Chrome trace
+    #[command(after_help = "\
+The steps run operation by operation (a CUDA graph does not tell which operation a kernel belongs to). Nothing is kept
+of the training; table and trace go to the folder.
+
+Examples:
+  hymba profile recipe.yaml
+  hymba profile recipe.yaml --steps 5 --set trainer.device=cuda
+  hymba profile recipe.yaml --json | jq '.table.rows[:5]'")]
+    Profile(Profile),
     /// Check recipes: keys, types, ranges, shapes; every mistake in one pass
     #[command(after_help = "\
 Exit code 0: all are right; 1: at least one is not.
@@ -156,6 +166,25 @@ pub struct Run {
     /// Delete an earlier run in the same folder first
     #[arg(long, conflicts_with = "resume")]
     pub overwrite: bool,
+}
+
+/// `hymba profile`.
+#[derive(Debug, Args)]
+pub struct Profile {
+    #[command(flatten)]
+    pub recipe: RecipeArguments,
+    /// Folder of trace and table, made anew; left out, runs/NAME-profile with the recipe's name
+    #[arg(long, value_name = "DIR")]
+    pub run_dir: Option<PathBuf>,
+    /// Steps that are watched
+    #[arg(long, value_name = "N", default_value = "3")]
+    pub steps: NonZeroU64,
+    /// Steps before them; the second half of these says how fast a step is without the profiler
+    #[arg(long, value_name = "N", default_value = "6")]
+    pub warm_up: NonZeroU64,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `hymba validate`.

@@ -187,6 +187,9 @@ pub enum RunError {
     /// The run could not begin.
     #[error(transparent)]
     Begin(#[from] TrainError),
+    /// The run has ended and no step was watched.
+    #[error("no stage of the recipe trains, so there is nothing to profile")]
+    NothingToProfile,
     /// A stage failed.
     #[error("stage `{name}`: {source}")]
     Stage {
@@ -206,7 +209,7 @@ impl RunError {
                 StageError::Train(error) => Some(error),
                 _ => None,
             },
-            Self::Recipe(_) => None,
+            Self::Recipe(_) | Self::NothingToProfile => None,
         };
         error.map_or(1, |error| u8::try_from(error.exit_code()).unwrap_or(1))
     }

@@ -27,6 +27,6 @@ pub use generate::{GeneratedText, Prompt, TextEvent, TextOptions, generate_text,
 pub use language_model::{LanguageModel, Target, validation_loss};
 pub use loss_in_calls::loss_in_calls;
 pub use model::{check_language_model, plan_model};
-pub use runner::run;
+pub use runner::{profile, run, sequence_length};
 pub use sample_forecast::sample_forecast;
 pub use saved_run::{SavedRun, Which};

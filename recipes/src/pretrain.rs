@@ -17,7 +17,7 @@ training::loop_settings! {
     pub struct Pretrain {
         /// Tokens per sequence.
         #[schemars(range(min = 1))]
-        #[default(256)]
+        #[default(Pretrain::DEFAULT_LENGTH as usize)]
         pub sequence_length: usize,
         /// Share of the target distribution that is spread over the whole vocabulary.
         #[default(0.0)]
@@ -71,6 +71,9 @@ impl Stage for Pretrain {
 }
 
 impl Pretrain {
+    /// Tokens per sequence where the recipe does not say.
+    pub(crate) const DEFAULT_LENGTH: i64 = 256;
+
     /// Every target has a head of its own that gives logits, and something to predict.
     fn check_targets(&self, plan: Option<&ModelPlan>, path: &str) -> Vec<Finding> {
         let Some(plan) = plan else { return Vec::new() };

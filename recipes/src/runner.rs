@@ -6,7 +6,9 @@ use hymba_plus::{
     registry::{Finding, Section},
 };
 use training::{
+    TrainError,
     data::Modality,
+    profile::Profiled,
     run::{Run, RunOptions},
     run_data::RunData,
     trainer::{DataSection, TokenizerSection},
@@ -15,6 +17,7 @@ use training::{
 use crate::{
     context::{RunError, StageContext, StageError, StagesSection},
     plan_model,
+    pretrain::Pretrain,
 };
 
 register_check!("stages", check);
@@ -96,6 +99,32 @@ fn needed((key, what): &(&str, &str)) -> Finding {
             "tokenizer" => "write one, or extend a file that has one".to_owned(),
             key => format!("write one, extend a file that has one, or choose one with `--{key} NAME`"),
         }),
+    }
+}
+
+/// Runs a recipe until the steps of `options.profile`, in its first stage that trains, are done.
+///
+/// # Errors
+/// As [`run`], and when no stage trains or the window is longer than its steps.
+pub fn profile(recipe: &Recipe, options: RunOptions) -> Result<Profiled, RunError> {
+    match run(recipe, options) {
+        Err(RunError::Stage { source, name }) => match *source {
+            StageError::Train(TrainError::Profiled(profiled)) => Ok(*profiled),
+            other => Err(RunError::Stage { name, source: Box::new(other) }),
+        },
+        Err(error) => Err(error),
+        Ok(()) => Err(RunError::NothingToProfile),
+    }
+}
+
+/// The tokens per sequence of a stage, if it has sequences.
+pub fn sequence_length(recipe: &Recipe, stage: &str) -> Option<i64> {
+    let stages: StagesSection = recipe.section().ok()??;
+    let (component, _) = stages.0.iter().zip(stages.names()).find(|(_, name)| name == stage)?;
+    match component.config.get("sequence_length") {
+        Some(length) => length.as_i64(),
+        None if component.kind == "pretrain" => Some(Pretrain::DEFAULT_LENGTH),
+        None => None,
     }
 }
 

@@ -1,6 +1,7 @@
 // Autograd functions whose forward and backward are written in Rust, and gradients of graphs.
 #include "bridge.h"
 
+#include <ATen/record_function.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
 
@@ -61,11 +62,22 @@ struct ForwardCall {
   throw std::runtime_error(rust.name + ": " + pass + ": " + hymba::last_error());
 }
 
+/// Tells a profiler, if one listens, that a function of ours runs on these tensors.
+void announce(at::RecordFunction& listener, const std::string& name, at::ArrayRef<at::Tensor> tensors) {
+  if (listener.isActive()) {
+    const std::vector<c10::IValue> seen(tensors.begin(), tensors.end());
+    listener.before(name, &seen);
+  }
+}
+
 struct RustFunction : torch::autograd::Function<RustFunction> {
   // `apply` must see an `at::TensorList`: a `std::vector` would match the generic template for non-tensors, and the
   // outputs would silently not be differentiable.
   static variable_list forward(AutogradContext* context, const ForwardCall* call, at::TensorList inputs) {
     const auto& rust = *call->rust;
+    at::RecordFunction listener(at::RecordScope::FUNCTION);
+    const auto name = "hymba::" + rust.name;
+    announce(listener, name, inputs);
     const hb_tensors given{inputs.vec()};
     hb_tensors outputs, saved, non_differentiable;
     const hb_forward_frame frame{&given, call->needs_grad->data(), &outputs, &saved, &non_differentiable};
@@ -84,6 +96,9 @@ struct RustFunction : torch::autograd::Function<RustFunction> {
     const hb_tensors saved{context->get_saved_variables()};
     const auto capsule = context->saved_data["rust"].toCapsule();
     const auto& rust = static_cast<const RustState&>(*capsule);
+    at::RecordFunction listener(at::RecordScope::FUNCTION);
+    const auto name = "hymba::" + rust.name + "_backward";
+    announce(listener, name, grads);
     const hb_tensors given{std::move(grads)};
     hb_tensors input_grads;
     // One undefined gradient for the argument of `forward` that is no tensor.

@@ -191,6 +191,11 @@ unsafe extern "C" {
     pub(crate) fn hb_generator_set_state(generator: *const RawOpaque, state: *const C_tensor) -> c_int;
 
     // accelerators
+    pub(crate) fn hb_profiler_start(with_cuda: c_int) -> c_int;
+    pub(crate) fn hb_profiler_enter(name: *const c_char, span: *mut *mut c_void) -> c_int;
+    pub(crate) fn hb_profiler_leave(span: *mut c_void);
+    pub(crate) fn hb_profiler_stop(path: *const c_char) -> c_int;
+
     pub(crate) fn hb_memory_stats(device: i32, out: *mut Memory) -> c_int;
     pub(crate) fn hb_memory_reset_peak(device: i32) -> c_int;
     pub(crate) fn hb_memory_capacity(device: i32, free: *mut u64, total: *mut u64) -> c_int;

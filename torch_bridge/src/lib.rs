@@ -43,6 +43,7 @@ pub mod memory;
 pub mod ops;
 pub mod optim;
 pub mod parallel;
+pub mod profiler;
 pub mod rng;
 pub mod tensors;
 

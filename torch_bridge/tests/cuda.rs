@@ -1,5 +1,7 @@
 //! What differs on a GPU: the autograd thread, Philox generators, streams, memory. Does nothing where there is none.
 
+use std::sync::{Mutex, PoisonError};
+
 use tch::{Cuda, Device, Kind, Tensor};
 use torch_bridge::autograd::{self, Function, Saved};
 use torch_bridge::cuda::graph::{self, Graph, Pool};
@@ -10,6 +12,9 @@ use torch_bridge::{Result, cuda, device, memory, tensors};
 
 const GPU: Device = Device::Cuda(0);
 const FLOAT: (Kind, Device) = (Kind::Float, GPU);
+
+/// Held by tests that draw from the device's one default generator.
+static GENERATOR: Mutex<()> = Mutex::new(());
 
 /// Whether to go on. Every test asks first, so the library is open before any torch call.
 fn there_is_a_gpu() -> bool {
@@ -59,6 +64,7 @@ fn generators_replay() {
     if !there_is_a_gpu() {
         return;
     }
+    let _alone = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
     let mut generators = [5, 5, 6].map(|seed| Generator::new(GPU, seed).unwrap());
     let drawn = generators.each_mut().map(|generator| {
         let mut tensor = Tensor::zeros([256], FLOAT);
@@ -156,6 +162,7 @@ fn a_recorded_step_gives_the_bits_of_the_plain_one() {
         assert!(graph::available().is_err());
         return;
     }
+    let _alone = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
     graph::use_side_stream(GPU).unwrap();
     let step = |x: &Tensor, weight: &Tensor| -> Result<Tensor> {
         let y = x.matmul(weight).dropout(0.3, true).square().mean(Kind::Float);

@@ -163,6 +163,9 @@ pub enum TrainError {
         /// Its value.
         found: String,
     },
+    /// The steps that were to be profiled are done; the stage goes no further.
+    #[error("{} steps of {} were profiled into {}", .0.steps, .0.stage, .0.trace.display())]
+    Profiled(Box<crate::profile::Profiled>),
     /// The user stopped the run; a checkpoint was written.
     #[error("stopped by {} at step {step} of {stage}; checkpoint {checkpoint}. Continue with:\n  {command}", signal.name())]
     Interrupted {

@@ -12,6 +12,7 @@
 //! | [`checkpoint`] | directories of safetensors and JSON, atomic, checksummed |
 //! | [`run_dir`], [`run`] | what a run leaves behind, and the run itself |
 //! | [`train_loop`] | the loop that stages hand their [`Task`] to |
+//! | [`profile`] | what a step costs, operation by operation |
 //! | [`telemetry`], [`signals`] | metrics, TensorBoard, progress; Ctrl-C |
 //!
 //! The rule above all: a run that was killed and resumed ends equal, bit for bit, to one that was not.
@@ -23,6 +24,7 @@ pub mod error;
 mod files;
 pub mod loss;
 pub mod optimizer;
+pub mod profile;
 pub mod run;
 pub mod run_data;
 pub mod run_dir;

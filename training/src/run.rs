@@ -9,6 +9,7 @@ use tch::Device;
 use crate::{
     environment::{Environment, Execution, now_utc},
     error::TrainError,
+    profile::Window,
     run_dir::{Existing, RunDir},
     telemetry::{Console, MetricRecord, MetricsFile},
     trainer::{GraphPolicy, KernelPolicy, TrainerConfig},
@@ -28,6 +29,8 @@ pub struct RunOptions {
     pub overwrite: bool,
     /// Resume although the recipe, the threads or the CPU differ.
     pub force: bool,
+    /// Steps of the first stage that trains to watch; the run ends after them.
+    pub profile: Option<Window>,
     /// Where the run speaks to its user.
     pub console: Console,
 }
@@ -41,6 +44,7 @@ impl RunOptions {
             resume: false,
             overwrite: false,
             force: false,
+            profile: None,
             console: Console::stdout(),
         }
     }
@@ -58,6 +62,7 @@ pub struct Run {
     metrics: MetricsFile,
     console: Console,
     records_graphs: bool,
+    profile: Option<Window>,
     resumed: bool,
     force: bool,
     command: String,
@@ -81,7 +86,8 @@ impl Run {
             })?,
         };
         let device = set_up(&trainer)?;
-        let records_graphs = side_stream(&trainer, device, &options.console)?;
+        // A recorded graph does not tell which operation a kernel belongs to.
+        let records_graphs = options.profile.is_none() && side_stream(&trainer, device, &options.console)?;
         let execution =
             Execution::now(device, trainer.precision, trainer.deterministic).map_err(TrainError::Setup)?;
         let existing = match (options.overwrite, options.resume) {
@@ -107,6 +113,7 @@ impl Run {
             metrics,
             console: options.console,
             records_graphs,
+            profile: options.profile,
             resumed,
             force: options.force,
             command: options.command,
@@ -116,6 +123,11 @@ impl Run {
     /// The run directory.
     pub fn directory(&self) -> &RunDir {
         &self.directory
+    }
+
+    /// The steps to watch.
+    pub(crate) fn profile_window(&self) -> Option<&Window> {
+        self.profile.as_ref()
     }
 
     /// Whether steps are to be recorded as CUDA graphs.

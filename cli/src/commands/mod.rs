@@ -10,6 +10,7 @@ mod generate;
 mod import;
 mod logits;
 mod plan;
+mod profile;
 mod run;
 mod validate;
 
@@ -30,6 +31,7 @@ pub type Outcome = Result<ExitCode, Box<dyn Error>>;
 pub fn dispatch(command: Command) -> Outcome {
     match command {
         Command::Run(arguments) => run::run(&arguments),
+        Command::Profile(arguments) => profile::run(&arguments),
         Command::Validate(arguments) => validate::run(&arguments),
         Command::Plan(arguments) => plan::run(&arguments),
         Command::Components(arguments) => components::run(&arguments),

@@ -4,6 +4,7 @@ use std::ffi::c_void;
 use std::marker::PhantomData;
 
 use tch::{Device, Kind, Tensor};
+use torch_bridge::profiler::Span;
 use torch_bridge::{Error, Result, device, tensors};
 
 use super::driver::Kernel;
@@ -19,6 +20,8 @@ pub(crate) struct Launch<'a> {
     kernel: &'static Kernel,
     name: &'static str,
     arguments: Vec<Argument>,
+    /// Of all tensors, for a profile.
+    bytes: usize,
     /// What was wrong with an argument; said at the launch.
     refused: Option<Error>,
     _tensors: PhantomData<&'a Tensor>,
@@ -47,13 +50,16 @@ impl Argument {
 
 impl<'a> Launch<'a> {
     pub(super) fn new(loaded: &'static Loaded, name: &'static str, kernel: &'static Kernel) -> Self {
-        Self { loaded, kernel, name, arguments: Vec::new(), refused: None, _tensors: PhantomData }
+        Self { loaded, kernel, name, arguments: Vec::new(), bytes: 0, refused: None, _tensors: PhantomData }
     }
 
     /// The address of a dense tensor's first element; the kernel is told the strides by other arguments.
     pub(crate) fn tensor(mut self, tensor: &'a Tensor, kind: Kind) -> Self {
         match tensors::strided_ptr_checked(tensor, self.loaded.device(), kind) {
-            Ok(address) => self.value(&(address.addr() as u64).to_ne_bytes()),
+            Ok(address) => {
+                self.bytes += tensor.numel() * kind.elt_size_in_bytes();
+                self.value(&(address.addr() as u64).to_ne_bytes())
+            }
             Err(error) => {
                 self.refused.get_or_insert(error);
                 self
@@ -150,6 +156,8 @@ impl<'a> Launch<'a> {
         }
         let (stream, _) = device::current_stream(self.loaded.device())?;
         let mut addresses: Vec<*mut c_void> = self.arguments.iter_mut().map(Argument::address).collect();
+        let (name, bytes) = (self.name, self.bytes);
+        let _span = Span::enter(|| format!("hymba::kernel/{name}?bytes={bytes}"));
         // SAFETY: number and sizes were compared with the kernel's own; the rest the caller promises.
         let launched = unsafe { self.loaded.module().launch(self.kernel, shape, stream, &mut addresses) };
         launched.map_err(|reason| self.failure(&format!("{reason} ({shape:?})")))

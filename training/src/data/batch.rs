@@ -38,11 +38,11 @@ pub trait Recordable: Sized {
 ///
 /// # Errors
 /// When libtorch refuses (out of memory).
-pub(crate) fn to_device(tensor: &Tensor, device: Device) -> Result<Tensor, tch::TchError> {
+pub(crate) fn to_device(tensor: &Tensor, device: Device) -> Result<Tensor, DataError> {
     if matches!(device, Device::Cuda(_)) {
-        tensor.f_pin_memory(device)?.f_internal_to_copy((tensor.kind(), device), true)
+        Ok(torch_bridge::tensors::to_device_without_waiting(tensor, device)?)
     } else {
-        tensor.f_to_device(device)
+        Ok(tensor.f_to_device(device)?)
     }
 }
 

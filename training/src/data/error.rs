@@ -229,5 +229,11 @@ pub enum DataError {
     Tokenizer(#[from] TokenizerError),
     /// libtorch failed.
     #[error("making a batch: {0}")]
-    Torch(#[from] tch::TchError),
+    Torch(#[from] torch_bridge::Error),
+}
+
+impl From<tch::TchError> for DataError {
+    fn from(error: tch::TchError) -> Self {
+        Self::Torch(error.into())
+    }
 }

@@ -20,6 +20,11 @@ impl Console {
     }
 
     /// Any other place, which is taken for a pipe.
+    pub fn stderr() -> Self {
+        Self::to(std::io::stderr())
+    }
+
+    /// A console that writes elsewhere.
     pub fn to(sink: impl Write + Send + 'static) -> Self {
         Self { sink: Arc::new(Mutex::new(Box::new(sink))), terminal: false }
     }

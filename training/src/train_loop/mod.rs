@@ -6,6 +6,7 @@
 
 mod evaluate;
 mod micro_batch;
+mod profile;
 mod resume;
 mod save;
 mod settings;
@@ -136,6 +137,7 @@ struct TrainLoop<'a, T: Task, L: Loader<Batch = T::Batch>> {
 
 impl<T: Task, L: Loader<Batch = T::Batch>> TrainLoop<'_, T, L> {
     fn run(mut self, interrupt: &Interrupt) -> Result<Outcome, TrainError> {
+        self.profile()?;
         if self.step == 0 && self.config.evaluate_at_start {
             self.evaluate()?;
         }
