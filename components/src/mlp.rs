@@ -1,6 +1,7 @@
 //! Feed-forward channel mixers.
 
 use hymba_plus::prelude::*;
+use kernels::swiglu::swiglu;
 
 /// Gated feed-forward network: `down(silu(gate x) * up x)` (Shazeer 2020).
 #[component_config]
@@ -69,7 +70,7 @@ impl ChannelMixer for SwiGlu {
     }
 
     fn forward(&self, parts: &Parts, x: &Tensor, _call: &Call<'_>) -> Result<Tensor> {
-        linear(parts, "down", &(linear(parts, "gate", x)?.f_silu()? * linear(parts, "up", x)?))
+        linear(parts, "down", &swiglu(&linear(parts, "gate", x)?, &linear(parts, "up", x)?)?)
     }
 }
 

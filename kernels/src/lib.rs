@@ -18,3 +18,4 @@ pub mod selective_scan;
 mod simd;
 pub mod slstm;
 pub mod ssd;
+pub mod swiglu;

@@ -9,6 +9,7 @@ use common::{Noise, Outcome, differentiated, distance};
 use kernels::linear_cross_entropy::{self, IGNORE_INDEX, LinearCrossEntropy, Settings, linear_cross_entropy};
 use kernels::rms_norm::{self, RmsNorm, rms_norm};
 use kernels::rotary::{self, Rotary};
+use kernels::swiglu;
 use tch::{Device, Kind, Tensor};
 use torch_bridge::Result;
 
@@ -155,6 +156,25 @@ fn heads_turn_as_the_definition_has_it() {
                 let positions = positions.to_device(x.device());
                 let args = Rotary { x: &x, positions: &positions, frequencies: &frequencies, scale: 1.25 };
                 let y = if definition { rotary::reference(&args) } else { rotary::rotary(&args) };
+                y.map(|y| (y.shallow_clone(), y * 2.0))
+            });
+        }
+    }
+}
+
+#[test]
+fn the_gate_agrees_for_every_count() {
+    if !there_is_a_gpu() {
+        return;
+    }
+    for count in [1, 7, 8, 2048, 2049, 100_003] {
+        for offset in [0, 1] {
+            let mut noise = Noise(count as u64);
+            let shape = [count + offset];
+            let inputs = vec![("gate", noise.tensor(&shape) * 4.0), ("up", noise.tensor(&shape))];
+            check(&inputs, &format!("gate of {count} from {offset}"), &|tensors, definition| {
+                let [gate, up] = [0, 1].map(|i| tensors[i].narrow(0, offset, count));
+                let y = if definition { swiglu::reference(&gate, &up) } else { swiglu::swiglu(&gate, &up) };
                 y.map(|y| (y.shallow_clone(), y * 2.0))
             });
         }

@@ -149,8 +149,10 @@ fn host_costs(events: &[Event]) -> Vec<Cost> {
             if let Some((_, caller)) = open.last() {
                 let caller: &mut Cost = &mut costs[*caller];
                 caller.seconds -= event.dur * 1e-6;
-                // The work is that of what it calls.
-                caller.work = Work::default();
+                // The work is that of what it calls, but for products, which only look at their operands first.
+                if caller.work.flops.is_none() {
+                    caller.work = Work::default();
+                }
             }
             open.push((event.ts + event.dur, costs.len()));
             costs.push(Cost {
