@@ -2,6 +2,7 @@
 
 use hymba_plus::{prelude::*, serde_json};
 use kernels::rms_norm::rms_norm;
+use torch_bridge::guards::Autocast;
 
 /// Root-mean-square norm: `x / sqrt(mean(x^2) + eps) * weight` (Zhang & Sennrich 2019).
 #[component_config]
@@ -66,7 +67,19 @@ impl Norm for RmsNorm {
 
     fn forward(&self, parts: &Parts, x: &Tensor) -> Result<Tensor> {
         let weight = parts.parameter("weight")?;
-        Ok(rms_norm(&kernels::rms_norm::RmsNorm { x, residual: None, weight, eps: self.eps })?.0)
+        let output = Autocast::current(x.device());
+        Ok(rms_norm(&kernels::rms_norm::RmsNorm { x, residual: None, weight, eps: self.eps, output })?.0)
+    }
+
+    fn forward_after_addition(
+        &self,
+        parts: &Parts,
+        x: &Tensor,
+        residual: &Tensor,
+    ) -> Result<Option<(Tensor, Tensor)>> {
+        let (weight, output) = (parts.parameter("weight")?, Autocast::current(x.device()));
+        let args = kernels::rms_norm::RmsNorm { x, residual: Some(residual), weight, eps: self.eps, output };
+        Ok(Some(rms_norm(&args)?))
     }
 }
 

@@ -71,6 +71,7 @@ fn the_norm_agrees_for_every_width() {
                             weight: &tensors[1],
                             residual: tensors.get(2),
                             eps: 1e-6,
+                            output: None,
                         };
                         if definition { rms_norm::reference(&args) } else { rms_norm(&args) }
                     },
@@ -177,6 +178,42 @@ fn the_gate_agrees_for_every_count() {
                 let y = if definition { swiglu::reference(&gate, &up) } else { swiglu::swiglu(&gate, &up) };
                 y.map(|y| (y.shallow_clone(), y * 2.0))
             });
+        }
+    }
+}
+
+/// A branch of 16 bits onto a residual stream of 32, normed into 16: outputs and gradients are the definition's, rounded.
+#[test]
+fn the_norm_of_a_wide_residual_stream_agrees() {
+    if !there_is_a_gpu() {
+        return;
+    }
+    for (rows, d) in [(3, 7), (70, 1024), (500, 1600), (40, 4097)] {
+        let mut noise = Noise(d as u64);
+        let tensors = [noise.tensor(&[rows, d]), noise.tensor(&[d]), noise.tensor(&[rows, d])];
+        let slopes = [noise.tensor(&[rows, d]), noise.tensor(&[rows, d])];
+        let run = |device: Device, definition: bool| -> Vec<Tensor> {
+            let place = |x: &Tensor, kind: Kind| {
+                // Rounded alike on both sides.
+                let x = if kind == Kind::BFloat16 { x.to_kind(kind) } else { x.to_kind(Kind::Float) };
+                let kind = if definition { Kind::Double } else { kind };
+                x.to_device(device).to_kind(kind).set_requires_grad(true)
+            };
+            let x = place(&tensors[0], Kind::BFloat16);
+            let (weight, residual) = (place(&tensors[1], Kind::Float), place(&tensors[2], Kind::Float));
+            let output = Some(if definition { Kind::Double } else { Kind::BFloat16 });
+            let args = RmsNorm { x: &x, weight: &weight, residual: Some(&residual), eps: 1e-6, output };
+            let (y, h) = if definition { rms_norm::reference(&args) } else { rms_norm(&args) }.unwrap();
+            assert!(definition || (y.kind(), h.kind()) == (Kind::BFloat16, Kind::Float));
+            let loss = (y.to_kind(Kind::Double) * slopes[0].to_device(device)).sum(Kind::Double)
+                + (h.to_kind(Kind::Double) * slopes[1].to_device(device)).sum(Kind::Double);
+            loss.backward();
+            vec![y.detach(), h.detach(), x.grad(), weight.grad(), residual.grad()]
+        };
+        let (truth, ours) = (run(Device::Cpu, true), run(GPU, false));
+        for (name, (x, y)) in ["y", "h", "dx", "dweight", "dresidual"].iter().zip(ours.iter().zip(&truth)) {
+            let distance = distance(&x.to_device(Device::Cpu).to_kind(Kind::Double), y);
+            assert!(distance <= 5e-3, "{rows} x {d}: {name} is off by {distance:e}");
         }
     }
 }

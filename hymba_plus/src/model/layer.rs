@@ -95,19 +95,34 @@ impl Layer {
     ) -> Result<(Tensor, Vec<State>)> {
         let plain = State::empty();
         let call = Call { span, initial: &plain, shared: None, observers };
-        let (mut x, mut after) = (x.shallow_clone(), Vec::new());
+        let (mut x, mut after, mut mixed) = (x.shallow_clone(), Vec::new(), None);
         if let Some(mixing) = &self.mixing {
             let (y, states, published) = self.mix(mixing, &x, states, initial, views, &call)?;
             if self.kv == KvRole::Producer {
                 views.insert(self.index, published);
             }
             call.tap(|| format!("layers.{}.mixer", self.index), &y);
-            x = &x + self.drop(&y, span)?;
+            mixed = Some(self.drop(&y, span)?);
             after = states;
         }
         if let Some((norm, mixer)) = &self.channel {
-            let y = mixer.forward(&norm.forward(&x)?, &call)?;
-            x = &x + self.drop(&y, span)?;
+            let normed = match &mixed {
+                Some(y) => match norm.forward_after_addition(y, &x)? {
+                    Some((normed, sum)) => {
+                        x = sum;
+                        normed
+                    }
+                    None => {
+                        x = &x + y;
+                        norm.forward(&x)?
+                    }
+                },
+                None => norm.forward(&x)?,
+            };
+            mixed = Some(self.drop(&mixer.forward(&normed, &call)?, span)?);
+        }
+        if let Some(y) = mixed {
+            x = &x + y;
         }
         call.tap(|| format!("layers.{}.out", self.index), &x);
         Ok((x, after))

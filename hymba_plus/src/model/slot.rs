@@ -135,6 +135,8 @@ module_slot!(
     Norm, NormObject, NormModule:
     /// `[..., input_width]` to `[..., input_width]`.
     fn forward(x: &Tensor) -> Tensor;
+    /// The norm of `x + residual`, and that sum, in one pass; nothing where there is no such pass, and the caller adds.
+    fn forward_after_addition(x: &Tensor, residual: &Tensor) -> Option<(Tensor, Tensor)> { Ok(None) }
 );
 module_slot!(
     /// Tells queries and keys where they stand: RoPE and its variants, none.

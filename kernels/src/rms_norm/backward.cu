@@ -7,16 +7,17 @@
 
 /// grid (blocks), block 256, no dynamic shared memory: blocks go on to further rows.
 ///
-/// h        ELEMENT [rows, d], contiguous: what was normed
+/// h        STREAM [rows, d], contiguous: what was normed
 /// weight   float [d]
 /// inverse  float [rows], of the forward
-/// dy       ELEMENT [rows, d], contiguous
-/// dsum     ELEMENT [rows, d], contiguous: what else flows back into h, or null
-/// dh       ELEMENT [rows, d]
+/// dy       OUTPUT [rows, d], contiguous
+/// dsum     STREAM [rows, d], contiguous: what else flows back into h, or null
+/// dh       STREAM [rows, d]
+/// dx       ELEMENT [rows, d], dh in the type of x; null if that is STREAM
 /// dweight  float [blocks, d]: partial sums, each written whole
 extern "C" __global__ void __launch_bounds__(BLOCK)
-rms_norm_backward(const T* h, const float* weight, const float* inverse, const T* dy, const T* dsum, T* dh, float* dweight,
-                  i64 rows, i64 d) {
+rms_norm_backward(const S* h, const float* weight, const float* inverse, const O* dy, const S* dsum, S* dh, T* dx,
+                  float* dweight, i64 rows, i64 d) {
     __shared__ float scratch[2][BLOCK / 32];
     Channels scale, partial = {};
     scale.load_weight(weight, d);
@@ -46,6 +47,7 @@ rms_norm_backward(const T* h, const float* weight, const float* inverse, const T
             for (int k = 0; k < EIGHT; k++)
                 g.values[v][k] = fmaf(factor, fmaf(-along, n.values[v][k], g.values[v][k]), other.values[v][k]);
         g.store(dh + row * d, d);
+        if (dx) g.store(dx + row * d, d);
     }
 #if THREADS == 256
     Channels::each(d, [&](int v, int k, i64 i) { dweight[i64(blockIdx.x) * d + i] = partial.values[v][k]; });

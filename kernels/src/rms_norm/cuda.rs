@@ -18,18 +18,25 @@ program!(BACKWARD = "rms_norm/backward.cu", headers: &[&COMMON, &ROWS], variants
 
 /// Each dtype and kind of row at least once.
 const VARIANTS: &[&[Define]] = &[
-    &variant("bf16", [32, 1, 1]),
-    &variant("bf16", [32, 4, 0]),
-    &variant("bf16", [256, 1, 1]),
-    &variant("bf16", [256, 4, 1]),
-    &variant("float", [32, 2, 1]),
-    &variant("float", [256, 1, 0]),
-    &variant("float", [256, 4, 1]),
+    &variant(["bf16"; 3], [32, 1, 1]),
+    &variant(["bf16"; 3], [32, 4, 0]),
+    &variant(["bf16"; 3], [256, 1, 1]),
+    &variant(["bf16", "float", "bf16"], [256, 1, 1]),
+    &variant(["float", "float", "bf16"], [256, 1, 1]),
+    &variant(["bf16"; 3], [256, 4, 1]),
+    &variant(["float"; 3], [32, 2, 1]),
+    &variant(["float"; 3], [256, 1, 0]),
+    &variant(["float"; 3], [256, 4, 1]),
 ];
 
-const fn variant(element: &'static str, [threads, vectors, whole]: [i64; 3]) -> [Define; 4] {
+const fn variant(
+    [element, stream, output]: [&'static str; 3],
+    [threads, vectors, whole]: [i64; 3],
+) -> [Define; 6] {
     [
         ("ELEMENT", Value::Text(element)),
+        ("STREAM", Value::Text(stream)),
+        ("OUTPUT", Value::Text(output)),
         ("THREADS", Value::Int(threads)),
         ("VECTORS", Value::Int(vectors)),
         ("WHOLE", Value::Int(whole)),
@@ -53,34 +60,65 @@ const FORWARD_BLOCKS: i64 = 132 * 6;
 pub(super) fn rms_norm(args: &RmsNorm<'_>) -> Result<Option<(Tensor, Tensor)>> {
     let given = [Some(args.x), Some(args.weight), args.residual];
     let graph = is_grad_enabled() && given.iter().flatten().any(|x| x.requires_grad());
-    let element = if args.x.kind() == Kind::BFloat16 { Kind::BFloat16 } else { Kind::Float };
+    let stream = match args.residual {
+        Some(residual) if residual.kind() != args.x.kind() => wider(args.x.kind(), residual.kind()),
+        _ => args.x.kind(),
+    };
+    let output = args.output.unwrap_or(stream);
+    let kinds = Kinds { element: held(args.x.kind()), stream: held(stream), output: held(output) };
     let d = args.weight.size()[0];
-    let rows = |x: &Tensor| x.to_kind(element).contiguous().view([-1, d]);
-    let (x, residual) = (rows(args.x), args.residual.map(rows));
+    let rows = |x: &Tensor, kind: Kind| x.to_kind(kind).contiguous().view([-1, d]);
+    let x = rows(args.x, kinds.element);
+    let residual = args.residual.map(|residual| rows(residual, kinds.stream));
     let weight = args.weight.to_kind(Kind::Float).contiguous();
     let whole = d % EIGHT == 0
         && [Some(&x), residual.as_ref(), Some(&weight)]
             .iter()
             .flatten()
             .all(|x| x.data_ptr().addr().is_multiple_of(16));
-    let found = Kernels::find(args, element, whole, graph);
+    let found = Kernels::find(args, kinds, whole, graph);
     let Some(kernels) = cuda::or_definition("rms_norm", found)? else { return Ok(None) };
     let mut inputs = vec![&x, &weight];
     inputs.extend(&residual);
     let outputs = autograd::apply("rms_norm", Norm { eps: args.eps, kernels }, &inputs)?;
     let shape = args.x.size();
-    let back = |x: &Tensor| x.view(shape.as_slice()).to_kind(args.x.kind());
+    let back = |x: &Tensor, kind: Kind| x.view(shape.as_slice()).to_kind(kind);
     match outputs.as_slice() {
-        [y, sum] => Ok(Some((back(y), back(sum)))),
-        [y] => Ok(Some((back(y), args.x.shallow_clone()))),
+        [y, sum] => Ok(Some((back(y, output), back(sum, stream)))),
+        [y] => Ok(Some((back(y, output), args.x.shallow_clone()))),
         _ => Err(Error::other("rms_norm: not one or two outputs")),
+    }
+}
+
+/// The type that a kernel holds a tensor of that type in.
+fn held(kind: Kind) -> Kind {
+    if kind == Kind::BFloat16 { Kind::BFloat16 } else { Kind::Float }
+}
+
+/// The type of the sum of two that differ.
+fn wider(a: Kind, b: Kind) -> Kind {
+    if [a, b].contains(&Kind::Double) { Kind::Double } else { Kind::Float }
+}
+
+/// Types of `x`; of the residual stream; of `y`.
+#[derive(Clone, Copy)]
+struct Kinds {
+    element: Kind,
+    stream: Kind,
+    output: Kind,
+}
+
+impl Kinds {
+    fn names(self) -> [&'static str; 3] {
+        [self.element, self.stream, self.output]
+            .map(|kind| if kind == Kind::BFloat16 { "bf16" } else { "float" })
     }
 }
 
 /// The kernels of one call, loaded.
 #[derive(Clone, Copy)]
 struct Kernels {
-    element: Kind,
+    kinds: Kinds,
     /// Rows of a block at a time.
     at_once: i64,
     forward: &'static Loaded,
@@ -89,9 +127,10 @@ struct Kernels {
 }
 
 impl Kernels {
-    fn find(args: &RmsNorm<'_>, element: Kind, whole: bool, graph: bool) -> Result<Self, Unavailable> {
+    fn find(args: &RmsNorm<'_>, kinds: Kinds, whole: bool, graph: bool) -> Result<Self, Unavailable> {
         let d = args.weight.size()[0];
-        if args.x.kind() == Kind::Double {
+        let wide = |x: &Tensor| x.kind() == Kind::Double;
+        if wide(args.x) || args.residual.is_some_and(wide) || args.output == Some(Kind::Double) {
             return Err("rms_norm has no CUDA kernel for float64".into());
         }
         if d > WIDEST {
@@ -100,12 +139,11 @@ impl Kernels {
         let device = args.x.device();
         let threads = if d <= NARROW { 32 } else { BLOCK };
         let vectors = ((d + threads * EIGHT - 1) / (threads * EIGHT)).max(1);
-        let name = if element == Kind::BFloat16 { "bf16" } else { "float" };
-        let defines = variant(name, [threads, vectors, whole.into()]);
+        let defines = variant(kinds.names(), [threads, vectors, whole.into()]);
         let backward = graph
             .then(|| Ok::<_, Unavailable>((BACKWARD.on(device, &defines)?, Sums::on(device)?)))
             .transpose()?;
-        Ok(Self { element, at_once: BLOCK / threads, forward: FORWARD.on(device, &defines)?, backward })
+        Ok(Self { kinds, at_once: BLOCK / threads, forward: FORWARD.on(device, &defines)?, backward })
     }
 
     fn shape(&self, rows: i64, most: i64) -> Result<Shape> {
@@ -123,17 +161,17 @@ struct Norm {
 impl Function for Norm {
     fn forward(&mut self, saved: &mut Saved, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
         let (x, weight, residual) = operands(inputs)?;
-        let ([rows, d], element) = (sizes(x), self.kernels.element);
-        let y = x.empty_like();
+        let ([rows, d], kinds) = (sizes(x), self.kernels.kinds);
+        let y = Tensor::empty([rows, d], (kinds.output, x.device()));
         let sum = residual.map(Tensor::empty_like);
         let inverse = saved.needs_any_grad().then(|| Tensor::empty([rows], (Kind::Float, x.device())));
         let launch = self.kernels.forward.kernel("rms_norm_forward")?;
         let launch = launch
-            .tensor(x, element)
-            .optional(residual, element)
+            .tensor(x, kinds.element)
+            .optional(residual, kinds.stream)
             .tensor(weight, Kind::Float)
-            .tensor(&y, element)
-            .optional(sum.as_ref(), element)
+            .tensor(&y, kinds.output)
+            .optional(sum.as_ref(), kinds.stream)
             .optional(inverse.as_ref(), Kind::Float)
             .i64(rows)
             .i64(d)
@@ -156,13 +194,14 @@ impl Function for Norm {
         };
         let definition = || {
             let (x, weight, residual) = operands(inputs)?;
-            reference::rms_norm(&RmsNorm { x, residual, weight, eps: self.eps })
+            let output = Some(self.kernels.kinds.output);
+            reference::rms_norm(&RmsNorm { x, residual, weight, eps: self.eps, output })
         };
         if let Some(gradients) = second::differentiable(inputs, grads, definition) {
             return gradients;
         }
         let (_, weight, residual) = operands(inputs)?;
-        let ([rows, d], element) = (sizes(h), self.kernels.element);
+        let ([rows, d], kinds) = (sizes(h), self.kernels.kinds);
         let (loaded, sums) =
             self.kernels.backward.ok_or_else(|| Error::other("rms_norm: no backward was loaded"))?;
         // Fresh memory begins where a vector may.
@@ -170,20 +209,26 @@ impl Function for Norm {
             let grad = grad.contiguous();
             if grad.data_ptr().addr().is_multiple_of(16) { grad } else { grad.copy() }
         };
-        let dy = grads.first().and_then(Option::as_ref).map_or_else(|| h.zeros_like(), plain);
+        let dy = grads
+            .first()
+            .and_then(Option::as_ref)
+            .map_or_else(|| h.zeros_like().to_kind(kinds.output), plain);
         let dsum = grads.get(1).and_then(Option::as_ref).map(plain);
         let dh = h.empty_like();
+        let dx =
+            (kinds.element != kinds.stream).then(|| Tensor::empty([rows, d], (kinds.element, h.device())));
         let shape = self.kernels.shape(rows, PARTS[0] * PARTS[1])?;
         let parts = i64::from(shape.grid[0]);
         let partial = Tensor::empty([parts, d], (Kind::Float, h.device()));
         let launch = loaded
             .kernel("rms_norm_backward")?
-            .tensor(h, element)
+            .tensor(h, kinds.stream)
             .tensor(weight, Kind::Float)
             .tensor(inverse, Kind::Float)
-            .tensor(&dy, element)
-            .optional(dsum.as_ref(), element)
-            .tensor(&dh, element)
+            .tensor(&dy, kinds.output)
+            .optional(dsum.as_ref(), kinds.stream)
+            .tensor(&dh, kinds.stream)
+            .optional(dx.as_ref(), kinds.element)
             .tensor(&partial, Kind::Float)
             .i64(rows)
             .i64(d);
@@ -195,7 +240,7 @@ impl Function for Norm {
         } else {
             sums.of(&partial, [1, parts, d])?
         };
-        let mut gradients = vec![Some(dh.shallow_clone()), Some(dweight.f_view([d])?)];
+        let mut gradients = vec![Some(dx.unwrap_or_else(|| dh.shallow_clone())), Some(dweight.f_view([d])?)];
         gradients.extend(residual.map(|_| Some(dh)));
         Ok(gradients)
     }

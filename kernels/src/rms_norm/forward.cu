@@ -5,13 +5,13 @@
 /// grid (min(ceil(rows / (256 / THREADS)), any)), block 256, no dynamic shared memory: blocks go on to further rows.
 ///
 /// x         ELEMENT [rows, d], contiguous
-/// residual  ELEMENT [rows, d], contiguous, or null
+/// residual  STREAM [rows, d], contiguous, or null
 /// weight    float [d]
-/// y         ELEMENT [rows, d]
-/// sum       ELEMENT [rows, d], x + residual; null if residual is
+/// y         OUTPUT [rows, d]
+/// sum       STREAM [rows, d], x + residual; null if residual is
 /// inverse   float [rows], 1 / sqrt(mean + eps), for the backward; or null
 extern "C" __global__ void __launch_bounds__(BLOCK)
-rms_norm_forward(const T* x, const T* residual, const float* weight, T* y, T* sum, float* inverse, i64 rows, i64 d,
+rms_norm_forward(const T* x, const S* residual, const float* weight, O* y, S* sum, float* inverse, i64 rows, i64 d,
                  float eps) {
     __shared__ float scratch[2][BLOCK / 32];
     Channels scale;
@@ -29,7 +29,7 @@ rms_norm_forward(const T* x, const T* residual, const float* weight, T* y, T* su
 #pragma unroll
                 for (int k = 0; k < EIGHT; k++)
                     // The norm sees the sum as others do, rounded.
-                    h.values[v][k] = to_float(from_float<T>(h.values[v][k] + other.values[v][k]));
+                    h.values[v][k] = to_float(from_float<S>(h.values[v][k] + other.values[v][k]));
             h.store(sum + row * d, d);
         }
         float square = 0.0f;

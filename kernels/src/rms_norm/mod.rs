@@ -5,7 +5,7 @@
 mod cuda;
 mod reference;
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 use torch_bridge::Result;
 
 use crate::operands::Operands;
@@ -16,15 +16,18 @@ use crate::policy;
 pub struct RmsNorm<'a> {
     /// `[.., d]`, f16, bf16, f32 or f64.
     pub x: &'a Tensor,
-    /// Added to `x` first, of its shape and type.
+    /// Added to `x` first, of its shape; of a wider type if the residual stream is kept in one.
     pub residual: Option<&'a Tensor>,
     /// `[d]`, of any of these types.
     pub weight: &'a Tensor,
     /// Added to the mean square.
     pub eps: f64,
+    /// The type of `y`; left out, that of `h`. Under autocast the product that follows wants 16 bits.
+    pub output: Option<Kind>,
 }
 
-/// `y [.., d]` and `h [.., d]` in `x`'s type; computed in f32 (f64 if `x` is), from `h` as it was rounded. Differentiable
+/// `y [.., d]` and `h [.., d]`, `h` in the wider of `x`'s and `residual`'s types; computed in f32 (f64 if `h` is), from `h`
+/// as it was rounded. Differentiable
 /// in `x`, `residual` and `weight`, through both results.
 ///
 /// # Errors
@@ -58,10 +61,6 @@ fn check(args: &RmsNorm<'_>) -> Result<()> {
     ops.parameter("weight", args.weight, &[*d])?;
     if let Some(residual) = args.residual {
         ops.activation("residual", residual, &shape)?;
-        if residual.kind() != args.x.kind() {
-            let (x, given) = (format!("{:?}", args.x.kind()), format!("{:?}", residual.kind()));
-            return Err(ops.refusal("residual", &x, &given));
-        }
     }
     Ok(())
 }

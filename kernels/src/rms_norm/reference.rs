@@ -11,9 +11,10 @@ pub(super) fn rms_norm(args: &RmsNorm<'_>) -> Result<(Tensor, Tensor)> {
         Some(residual) => args.x.f_add(residual)?,
         None => args.x.shallow_clone(),
     };
-    let wide = sum.f_to_kind(compute_kind(args.x))?;
+    let wide = sum.f_to_kind(compute_kind(&sum))?;
     let mean_square = wide.f_square()?.f_mean_dim([-1_i64].as_slice(), true, None::<Kind>)?;
     let normed = wide.f_mul(&(mean_square + args.eps).f_rsqrt()?)?;
-    let y = normed.f_mul(&args.weight.f_to_kind(wide.kind())?)?.f_to_kind(args.x.kind())?;
+    let y =
+        normed.f_mul(&args.weight.f_to_kind(wide.kind())?)?.f_to_kind(args.output.unwrap_or(sum.kind()))?;
     Ok((y, sum))
 }

@@ -1,17 +1,19 @@
 // Rows of the root-mean-square norm in registers. A row belongs to THREADS neighbouring threads of a block of 256, and a
 // thread has VECTORS times eight neighbouring channels of it.
 //
-// -DELEMENT=float|bf16: x, y and their gradients. -DTHREADS=32|256, -DVECTORS=1..: enough for d. -DWHOLE=0|1: whether eight
+// -DELEMENT, -DSTREAM, -DOUTPUT=float|bf16: x; h = x + residual, residual and their gradients; y and its gradient. -DTHREADS=32|256, -DVECTORS=1..: enough for d. -DWHOLE=0|1: whether eight
 // channels can be read at once everywhere (d a multiple of 8, all tensors at multiples of 16 bytes).
 #pragma once
 #include "common.cuh"
 
 typedef ELEMENT T;
+typedef STREAM S;
+typedef OUTPUT O;
 
 constexpr int BLOCK = 256, ROWS = BLOCK / THREADS, EIGHT = 8;
 
-struct alignas(16) Eight {
-    T values[EIGHT];
+template <typename E> struct alignas(16) Eight {
+    E values[EIGHT];
 };
 
 /// What a thread has of a row.
@@ -30,12 +32,12 @@ struct Channels {
     }
 
     /// Channels that the row does not have are 0.
-    DEVICE void load(const T* row, i64 d) {
+    template <typename E> DEVICE void load(const E* row, i64 d) {
 #if WHOLE
 #pragma unroll
         for (int v = 0; v < VECTORS; v++) {
-            Eight eight = {};
-            if (channel(v) < d) eight = *reinterpret_cast<const Eight*>(row + channel(v));
+            Eight<E> eight = {};
+            if (channel(v) < d) eight = *reinterpret_cast<const Eight<E>*>(row + channel(v));
 #pragma unroll
             for (int k = 0; k < EIGHT; k++) values[v][k] = to_float(eight.values[k]);
         }
@@ -48,17 +50,17 @@ struct Channels {
 #endif
     }
 
-    DEVICE void store(T* row, i64 d) const {
+    template <typename E> DEVICE void store(E* row, i64 d) const {
 #if WHOLE
 #pragma unroll
         for (int v = 0; v < VECTORS; v++) {
-            Eight eight;
+            Eight<E> eight;
 #pragma unroll
-            for (int k = 0; k < EIGHT; k++) eight.values[k] = from_float<T>(values[v][k]);
-            if (channel(v) < d) *reinterpret_cast<Eight*>(row + channel(v)) = eight;
+            for (int k = 0; k < EIGHT; k++) eight.values[k] = from_float<E>(values[v][k]);
+            if (channel(v) < d) *reinterpret_cast<Eight<E>*>(row + channel(v)) = eight;
         }
 #else
-        each(d, [&](int v, int k, i64 i) { row[i] = from_float<T>(values[v][k]); });
+        each(d, [&](int v, int k, i64 i) { row[i] = from_float<E>(values[v][k]); });
 #endif
     }
 
