@@ -1,6 +1,7 @@
 //! Fusions: how the branches of a layer become one.
 
 use hymba_plus::prelude::*;
+use kernels::rms_norm_sum::rms_norm_sum;
 
 /// The mean of the branches, each normed first: Hymba's `(norm(attention) + norm(ssm)) / 2` (Dong et al. 2024, eq. 3;
 /// the halving is in the released code).
@@ -65,6 +66,31 @@ fn normed(parts: &Parts, branches: &[Tensor], call: &Call<'_>) -> Result<Vec<Ten
     each.collect()
 }
 
+/// The sum of the normed branches in one pass, where their norms are root-mean-square norms of one `eps`; `weigh` changes
+/// the weight of a branch's norm.
+fn joined(
+    parts: &Parts,
+    branches: &[Tensor],
+    call: &Call<'_>,
+    weigh: impl Fn(usize, Tensor) -> Result<Tensor>,
+) -> Result<Option<Tensor>> {
+    let (mut weights, mut common) = (Vec::with_capacity(branches.len()), None);
+    for i in 0..branches.len() {
+        let Some((weight, eps)) = parts.norm(&norm_name(i))?.root_mean_square()? else { return Ok(None) };
+        if *common.get_or_insert(eps) != eps || branches[i].kind() != branches[0].kind() {
+            return Ok(None);
+        }
+        weights.push(weigh(i, weight)?);
+    }
+    let Some(eps) = common else { return Ok(None) };
+    if call.observers.taps.is_some() {
+        // Only to be looked at.
+        normed(parts, branches, call)?;
+    }
+    let (branches, weights): (Vec<_>, Vec<_>) = (branches.iter().collect(), weights.iter().collect());
+    Ok(Some(rms_norm_sum(&branches, &weights, eps)?))
+}
+
 fn sum(tensors: impl IntoIterator<Item = Tensor>) -> Result<Tensor> {
     let mut total: Option<Tensor> = None;
     for tensor in tensors {
@@ -85,6 +111,9 @@ impl Fusion for Mean {
 
     fn forward(&self, parts: &Parts, branches: &[Tensor], call: &Call<'_>) -> Result<Tensor> {
         let count = branches.len() as f64;
+        if let Some(y) = joined(parts, branches, call, |_, weight| Ok(weight.f_div_scalar(count)?))? {
+            return Ok(y);
+        }
         Ok(sum(normed(parts, branches, call)?)? / count)
     }
 }
@@ -102,6 +131,10 @@ impl Fusion for LearnedBeta {
     }
 
     fn forward(&self, parts: &Parts, branches: &[Tensor], call: &Call<'_>) -> Result<Tensor> {
+        let beta = |i: usize, weight: Tensor| Ok(weight * parts.parameter(&format!("beta_{i}"))?);
+        if let Some(y) = joined(parts, branches, call, beta)? {
+            return Ok(y);
+        }
         let normed = normed(parts, branches, call)?;
         let weighted = normed.iter().enumerate().map(|(i, y)| Ok(y * parts.parameter(&format!("beta_{i}"))?));
         sum(weighted.collect::<Result<Vec<_>>>()?)

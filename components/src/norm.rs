@@ -71,6 +71,10 @@ impl Norm for RmsNorm {
         Ok(rms_norm(&kernels::rms_norm::RmsNorm { x, residual: None, weight, eps: self.eps, output })?.0)
     }
 
+    fn root_mean_square(&self, parts: &Parts) -> Result<Option<(Tensor, f64)>> {
+        Ok(Some((parts.parameter("weight")?.shallow_clone(), self.eps)))
+    }
+
     fn forward_after_addition(
         &self,
         parts: &Parts,

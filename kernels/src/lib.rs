@@ -12,6 +12,7 @@ mod operands;
 mod parallel;
 pub mod policy;
 pub mod rms_norm;
+pub mod rms_norm_sum;
 pub mod rotary;
 mod second;
 pub mod selective_scan;

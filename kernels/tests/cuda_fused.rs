@@ -8,6 +8,7 @@ use common::gpu::{GPU, there_is_a_gpu};
 use common::{Noise, Outcome, differentiated, distance};
 use kernels::linear_cross_entropy::{self, IGNORE_INDEX, LinearCrossEntropy, Settings, linear_cross_entropy};
 use kernels::rms_norm::{self, RmsNorm, rms_norm};
+use kernels::rms_norm_sum;
 use kernels::rotary::{self, Rotary};
 use kernels::swiglu;
 use tch::{Device, Kind, Tensor};
@@ -214,6 +215,35 @@ fn the_norm_of_a_wide_residual_stream_agrees() {
         for (name, (x, y)) in ["y", "h", "dx", "dweight", "dresidual"].iter().zip(ours.iter().zip(&truth)) {
             let distance = distance(&x.to_device(Device::Cpu).to_kind(Kind::Double), y);
             assert!(distance <= 5e-3, "{rows} x {d}: {name} is off by {distance:e}");
+        }
+    }
+}
+
+#[test]
+fn the_sum_of_normed_branches_agrees() {
+    if !there_is_a_gpu() {
+        return;
+    }
+    for (rows, d) in [(1, 1), (3, 7), (70, 64), (600, 1024), (2500, 1025), (300, 3200), (40, 8192)] {
+        for branches in 1..=4 {
+            let mut noise = Noise(d as u64 * 5 + branches as u64);
+            let mut inputs = Vec::new();
+            for name in ["x0", "x1", "x2", "x3"].iter().take(branches) {
+                inputs.push((*name, noise.tensor(&[rows, d]) * 3.0));
+            }
+            for name in ["w0", "w1", "w2", "w3"].iter().take(branches) {
+                inputs.push((*name, noise.tensor(&[d])));
+            }
+            check(&inputs, &format!("{branches} branches of {rows} x {d}"), &|tensors, definition| {
+                let all: Vec<&Tensor> = tensors.iter().collect();
+                let (x, weights) = all.split_at(branches);
+                let y = if definition {
+                    rms_norm_sum::reference(x, weights, 1e-6)
+                } else {
+                    rms_norm_sum::rms_norm_sum(x, weights, 1e-6)
+                };
+                y.map(|y| (y.shallow_clone(), y * 2.0))
+            });
         }
     }
 }

@@ -5,6 +5,7 @@ mod common;
 
 use common::{Noise, gradcheck, outcome};
 use kernels::rms_norm::{RmsNorm, rms_norm};
+use kernels::rms_norm_sum::rms_norm_sum;
 use tch::{Kind, Tensor};
 
 fn inputs(residual: bool) -> Vec<(&'static str, Tensor)> {
@@ -55,4 +56,32 @@ fn what_does_not_fit_is_refused() {
     };
     assert!(refused(x, &weight.narrow(0, 0, 4), None).contains("`weight`"));
     assert!(refused(x, weight, Some(&residual.narrow(0, 0, 1))).contains("`residual`"));
+}
+
+#[test]
+fn the_sum_of_normed_branches_is_the_sum_of_norms_and_its_gradients_are_exact() {
+    let mut noise = Noise(8);
+    let mut inputs: Vec<_> = ["x0", "x1", "x2"].map(|name| (name, noise.tensor(&[2, 3, 5]))).into();
+    inputs.extend(["w0", "w1", "w2"].map(|name| (name, noise.tensor(&[5]))));
+    let fused = |tensors: &[Tensor]| {
+        let all: Vec<&Tensor> = tensors.iter().collect();
+        let y = rms_norm_sum(&all[..3], &all[3..], 1e-3)?;
+        Ok((y.shallow_clone(), y))
+    };
+    gradcheck(&inputs, &fused);
+    let apart = |tensors: &[Tensor]| {
+        let norm = |i: usize| {
+            let (x, weight) = (&tensors[i], &tensors[i + 3]);
+            rms_norm(&RmsNorm { x, weight, residual: None, eps: 1e-3, output: None }).map(|(y, _)| y)
+        };
+        let y = norm(0)? + norm(1)? + norm(2)?;
+        Ok((y.shallow_clone(), y))
+    };
+    let (fused, apart) = (outcome(&inputs, Kind::Double, &fused), outcome(&inputs, Kind::Double, &apart));
+    for (a, b) in fused.values.iter().zip(&apart.values) {
+        assert!((a - b).abs().max().double_value(&[]) < 1e-12);
+    }
+    let (x, weight) = (&inputs[0].1, &inputs[3].1);
+    assert!(rms_norm_sum(&[], &[], 0.0).is_err());
+    assert!(rms_norm_sum(&[x, x], &[weight], 0.0).unwrap_err().to_string().contains("one for each branch"));
 }

@@ -137,6 +137,9 @@ module_slot!(
     fn forward(x: &Tensor) -> Tensor;
     /// The norm of `x + residual`, and that sum, in one pass; nothing where there is no such pass, and the caller adds.
     fn forward_after_addition(x: &Tensor, residual: &Tensor) -> Option<(Tensor, Tensor)> { Ok(None) }
+    /// The weight `[input_width]` and `eps` of `x / sqrt(mean(x^2) + eps) * weight`, if that is what it computes: a fusion
+    /// joins it with what follows.
+    fn root_mean_square() -> Option<(Tensor, f64)> { Ok(None) }
 );
 module_slot!(
     /// Tells queries and keys where they stand: RoPE and its variants, none.

@@ -5,7 +5,8 @@ use std::marker::PhantomData;
 
 use tch::{Device, Kind, Tensor};
 use torch_bridge::profiler::Span;
-use torch_bridge::{Error, Result, device, tensors};
+use torch_bridge::tensors::strided_ptr_checked;
+use torch_bridge::{Error, Result, device};
 
 use super::driver::Kernel;
 pub(crate) use super::driver::Shape;
@@ -55,7 +56,7 @@ impl<'a> Launch<'a> {
 
     /// The address of a dense tensor's first element; the kernel is told the strides by other arguments.
     pub(crate) fn tensor(mut self, tensor: &'a Tensor, kind: Kind) -> Self {
-        match tensors::strided_ptr_checked(tensor, self.loaded.device(), kind) {
+        match strided_ptr_checked(tensor, self.loaded.device(), kind) {
             Ok(address) => {
                 self.bytes += tensor.numel() * kind.elt_size_in_bytes();
                 self.value(&(address.addr() as u64).to_ne_bytes())
@@ -73,6 +74,20 @@ impl<'a> Launch<'a> {
             Some(tensor) => self.tensor(tensor, kind),
             None => self.value(&0u64.to_ne_bytes()),
         }
+    }
+
+    /// A struct of `N` addresses, null after those of `tensors`.
+    pub(crate) fn tensors<const N: usize>(mut self, tensors: &'a [Tensor], kind: Kind) -> Self {
+        let mut words = vec![0; N];
+        for (word, tensor) in words.iter_mut().zip(tensors) {
+            match strided_ptr_checked(tensor, self.loaded.device(), kind) {
+                Ok(address) => *word = address.addr() as u64,
+                Err(error) => _ = self.refused.get_or_insert(error),
+            }
+            self.bytes += tensor.numel() * kind.elt_size_in_bytes();
+        }
+        self.arguments.push(Argument::Long(words, N * size_of::<u64>()));
+        self
     }
 
     /// An operand `[batch, time, ..]`: its address, then its strides over the batch and over time.

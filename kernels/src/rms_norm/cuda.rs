@@ -11,7 +11,7 @@ use crate::cuda::sums::Sums;
 use crate::cuda::{self, COMMON, Define, Header, Loaded, Unavailable, Value, program};
 use crate::second;
 
-static ROWS: Header = Header { name: "rms_norm.cuh", text: include_str!("rms_norm.cuh") };
+pub(crate) static ROWS: Header = Header { name: "rms_norm.cuh", text: include_str!("rms_norm.cuh") };
 
 program!(FORWARD = "rms_norm/forward.cu", headers: &[&COMMON, &ROWS], variants: VARIANTS);
 program!(BACKWARD = "rms_norm/backward.cu", headers: &[&COMMON, &ROWS], variants: VARIANTS);

@@ -5,6 +5,8 @@
 mod cuda;
 mod reference;
 
+pub(crate) use cuda::ROWS;
+
 use tch::{Kind, Tensor};
 use torch_bridge::Result;
 
