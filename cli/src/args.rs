@@ -4,7 +4,10 @@ mod evaluate;
 mod generate;
 mod weights;
 
-use std::{num::NonZeroU64, path::PathBuf};
+use std::{
+    num::{NonZeroU64, NonZeroUsize},
+    path::PathBuf,
+};
 
 use clap::{Args, Parser, Subcommand};
 
@@ -53,7 +56,8 @@ of the training; table and trace go to the folder.
 Examples:
   hymba profile recipe.yaml
   hymba profile recipe.yaml --steps 5 --set trainer.device=cuda
-  hymba profile recipe.yaml --json | jq '.table.rows[:5]'")]
+  hymba profile recipe.yaml --json | jq '.table.rows[:5]'
+  hymba profile recipe.yaml --decode --batch 64 --prompt-length 512 --new-tokens 128")]
     Profile(Profile),
     /// Check recipes: keys, types, ranges, shapes; every mistake in one pass
     #[command(after_help = "\
@@ -182,6 +186,18 @@ pub struct Profile {
     /// Steps before them; the second half of these says how fast a step is without the profiler
     #[arg(long, value_name = "N", default_value = "6")]
     pub warm_up: NonZeroU64,
+    /// Make tokens instead, with the recipe's model as it begins (in 16 bits under `precision: bfloat16`), the likeliest ones
+    #[arg(long)]
+    pub decode: bool,
+    /// Sequences at a time
+    #[arg(long, value_name = "N", default_value = "1", requires = "decode")]
+    pub batch: NonZeroUsize,
+    /// Tokens of a prompt
+    #[arg(long, value_name = "N", default_value = "512", requires = "decode")]
+    pub prompt_length: NonZeroUsize,
+    /// Tokens that follow it
+    #[arg(long, value_name = "N", default_value = "128", requires = "decode")]
+    pub new_tokens: NonZeroUsize,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,

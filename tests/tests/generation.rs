@@ -3,11 +3,11 @@
 
 use hymba_plus::{
     generate::{
-        Finish, GenerateOptions, History, Listener, Sampler, Sampling, Scores, Sequence, Step, generate,
-        generate_streaming, processors,
+        Finish, GenerateOptions, History, Listener, Sampler, Sampling, Scores, Sequence, Step, fixed,
+        generate, generate_streaming, processors,
     },
     model::Model,
-    state::SpanInput,
+    state::{ModelState, SpanInput, State},
 };
 use hymba_tests::official;
 use tch::{Kind, Tensor};
@@ -247,4 +247,36 @@ fn a_sequence_without_a_token_left_ends() {
     let _ = model.parameters().get("embedding.weight").unwrap().tensor.shallow_clone().fill_(f64::NAN);
     let error = generate(&model, &[vec![0]], &GenerateOptions::default()).unwrap_err().to_string();
     assert!(error.contains("NaN for every token"), "{error}");
+}
+
+/// A step on states of constant shape, written back in place, is the step on states that grow: with windows that are full
+/// and not yet full, shared keys, rows of different lengths.
+#[test]
+fn states_of_constant_shape_give_the_same_logits() {
+    let _guard = NoGrad::new();
+    for model in [hybrid(), transformer(400)] {
+        assert_eq!(fixed::obstacle(model.plan()), None);
+        let initial = model.initial_state(false).unwrap();
+        let vocab = model.plan().vocab_size.unwrap();
+        let ids = (Tensor::arange(3 * 7, (Kind::Int64, tch::Device::Cpu)) * 5).remainder(vocab).view([3, 7]);
+        let valid = Tensor::arange(7, (Kind::Int64, tch::Device::Cpu))
+            .ge_tensor(&Tensor::from_slice(&[0_i64, 3, 5]).unsqueeze(1));
+        let input = SpanInput { valid: Some(&valid), ..SpanInput::default() };
+        let (_, mut growing) = model.forward(&ids, &initial, &initial, input).unwrap();
+        let constant = fixed::padded(model.plan(), &growing, 3, 40).unwrap();
+        let shapes = |state: &ModelState| -> Vec<Vec<i64>> {
+            state.layers.iter().flatten().flat_map(State::iter).map(|(_, tensor)| tensor.size()).collect()
+        };
+        let before = shapes(&constant);
+        for step in 0..30 {
+            let next = Tensor::full([3, 1], (step * 11) % vocab, (Kind::Int64, tch::Device::Cpu));
+            let (plain, after) = model.forward(&next, &growing, &initial, SpanInput::default()).unwrap();
+            growing = after;
+            let (ours, after) = model.forward(&next, &constant, &initial, SpanInput::default()).unwrap();
+            fixed::write_back(model.plan(), &constant, &after).unwrap();
+            let error = (ours - plain).abs().max().double_value(&[]);
+            assert!(error < 1e-12, "step {step}: {error}");
+        }
+        assert_eq!(shapes(&constant), before);
+    }
 }

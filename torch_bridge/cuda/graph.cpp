@@ -1,10 +1,12 @@
 // CUDA graphs over libtorch's allocator and random generators. A library of its own, in the binary as bytes and opened
 // after `libtorch_cuda.so`, from which its symbols come.
+#include <ATen/Context.h>
 #include <ATen/cuda/CUDAGraph.h>
 #include <c10/cuda/CUDAFunctions.h>
 #include <c10/cuda/CUDAStream.h>
 
 #include <exception>
+#include <mutex>
 #include <string>
 
 namespace {
@@ -36,12 +38,17 @@ const char* hb_graph_error() {
   return last_error.c_str();
 }
 
-/// Makes a stream of libtorch's pool the current one of this thread, after all work that was given to the device.
+/// Makes a stream of libtorch's pool the current one of this thread, after all work that was given to the device; keeps
+/// one that is not the default stream.
 int hb_graph_side_stream(int device) {
   return guarded([&] {
+    const auto index = static_cast<c10::DeviceIndex>(device);
+    if (c10::cuda::getCurrentCUDAStream(index) != c10::cuda::getDefaultCUDAStream(index)) {
+      return;
+    }
     c10::cuda::device_synchronize();
     c10::cuda::setCurrentCUDAStream(
-        c10::cuda::getStreamFromPool(/*isHighPriority=*/false, static_cast<c10::DeviceIndex>(device)));
+        c10::cuda::getStreamFromPool(/*isHighPriority=*/false, index));
   });
 }
 
@@ -66,7 +73,20 @@ int hb_graph_begin(Graph* graph, uint64_t first, uint64_t second) {
 }
 
 int hb_graph_end(Graph* graph) {
-  return guarded([&] { graph->graph.capture_end(); });
+  const auto code = guarded([&] { graph->graph.capture_end(); });
+  if (code != 0) {
+    const auto reason = last_error;
+    // libtorch leaves the default generator as if the recording went on, and it would refuse to draw. It goes on with a
+    // state of its own from where it was; graphs that were recorded before keep the old one.
+    guarded([&] {
+      const c10::Device device(c10::kCUDA, c10::cuda::current_device());
+      auto generator = at::globalContext().defaultGenerator(device);
+      const std::lock_guard<std::mutex> lock(generator.mutex());
+      generator.graphsafe_set_state(generator.clone());
+    });
+    last_error = reason;
+  }
+  return code;
 }
 
 int hb_graph_replay(Graph* graph) {

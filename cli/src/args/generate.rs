@@ -124,6 +124,9 @@ pub struct Generate {
     /// Tokens of a prompt that one pass reads; left out, all at once
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), help_heading = "Computation")]
     pub prefill_chunk: Option<u64>,
+    /// On a GPU, give every operation of a step to the device by itself, without recording steps as CUDA graphs
+    #[arg(long, help_heading = "Computation")]
+    pub no_cuda_graph: bool,
     /// Which weights: last, best (lowest validation loss of the kept ones), or the step of a checkpoint
     #[arg(long, value_name = "WHICH", default_value = "last", value_parser = checkpoint, help_heading = "Computation")]
     pub checkpoint: Which,
@@ -134,6 +137,7 @@ impl Generate {
     pub fn options(&self) -> TextOptions {
         TextOptions {
             generate: GenerateOptions {
+                cuda_graph: !self.no_cuda_graph,
                 max_new_tokens: self.max_new_tokens,
                 min_new_tokens: self.min_new_tokens,
                 stop_tokens: Vec::new(),

@@ -4,7 +4,6 @@ use torch_bridge::Result;
 
 use super::{
     Finish, GenerateOptions, History, LogitsProcessor, Scores, Sequence, TokenLogprobs,
-    decode::advance,
     hypotheses::{Hypotheses, Hypothesis},
     limit,
     logits::{HostLogits, Rows},
@@ -12,6 +11,7 @@ use super::{
     prefill::prefill,
     processors,
     scores::check_logits,
+    stepper::Stepper,
 };
 use crate::model::Model;
 
@@ -148,8 +148,10 @@ pub(super) fn search(
         })
         .collect();
     let initial = model.initial_state(false)?;
-    let (logits, mut state) = prefill(model, prompts, &initial, options.prefill_chunk)?;
-    let (mut logits, mut rows) = (HostLogits::new(&logits)?, prompts.len());
+    let (logits, state) = prefill(model, prompts, &initial, options.prefill_chunk)?;
+    // Beams change places at every step, which a recorded step could not follow.
+    let mut stepper = Stepper::new(model, &initial, state, prompts.len(), (0, 0), false);
+    let mut logits = HostLogits::new(&logits)?;
     loop {
         let read = logits.read()?;
         for search in searches.iter_mut().filter(|search| !search.beams.is_empty()) {
@@ -163,8 +165,7 @@ pub(super) fn search(
         let from: Vec<i64> = running.iter().map(|beam| beam.row as i64).collect();
         let last: Vec<i64> =
             running.iter().map(|beam| beam.history.tokens().last().copied().unwrap_or(0)).collect();
-        let (next, after) = advance(model, &initial, &state, (&from, rows), &last)?;
-        (logits, state, rows) = (HostLogits::new(&next)?, after, running.len());
+        logits = HostLogits::new(&stepper.advance(&from, &last)?.logits)?;
         for (row, beam) in running.into_iter().enumerate() {
             beam.row = row;
         }

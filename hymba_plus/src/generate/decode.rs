@@ -1,16 +1,18 @@
 //! Token by token: a batch of sequences that grow, end and leave.
 
-use tch::Tensor;
+use tch::{Device, Tensor};
 use torch_bridge::Result;
 
 use super::{
     Finish, GenerateOptions, History, Listener, LogitsProcessor, Sampler, Scores, Sequence, Step, limit,
-    logits::HostLogits, logprobs::Distribution, prefill::prefill, processors, scores::check_logits,
+    logits::HostLogits,
+    logprobs::Distribution,
+    prefill::prefill,
+    processors,
+    scores::check_logits,
+    stepper::{Advanced, Stepper},
 };
-use crate::{
-    model::Model,
-    state::{ModelState, SpanInput},
-};
+use crate::model::Model;
 
 /// One sequence on its way.
 struct Runner<'a> {
@@ -27,8 +29,8 @@ struct Runner<'a> {
 }
 
 impl Runner<'_> {
-    /// Chooses the next token, if there is one, and ends when there is a reason.
-    fn step(
+    /// Chooses the next token by its logits, if there is one, and ends when there is a reason.
+    fn choose(
         &mut self,
         index: usize,
         logits: &[f32],
@@ -45,27 +47,51 @@ impl Runner<'_> {
             self.finish = Some(Finish::NoToken);
             return Ok(());
         };
+        if let Some(count) = self.options.logprobs.filter(|_| !self.options.stop_tokens.contains(&token)) {
+            self.sequence.logprobs.push(Distribution::new(logits).report(token, count));
+        }
+        self.take(index, token, listener);
+        Ok(())
+    }
+
+    /// Goes on with a token, or ends when there is a reason.
+    fn take(&mut self, index: usize, token: i64, listener: &mut dyn Listener) {
         if self.options.stop_tokens.contains(&token) {
             self.finish = Some(Finish::StopToken(token));
-            return Ok(());
+            return;
         }
         self.history.push(token);
         self.sequence.tokens.push(token);
-        if let Some(count) = self.options.logprobs {
-            self.sequence.logprobs.push(Distribution::new(logits).report(token, count));
-        }
         let step = Step { sequence: index, token, logprobs: self.sequence.logprobs.last() };
         if !listener.token(&step) {
             self.finish = Some(Finish::Listener);
         } else if self.sequence.tokens.len() >= self.most.0 {
             self.finish = Some(self.most.1);
         }
-        Ok(())
     }
 
     /// The token that the model reads next; of a sequence that has ended, any.
     fn last(&self) -> i64 {
         self.history.tokens().last().copied().unwrap_or(0)
+    }
+}
+
+/// What the host sees of a step.
+enum Logits {
+    /// All of them.
+    Host(HostLogits),
+    /// The largest of each row and its token; all of them are on the device.
+    Best(Vec<(f64, f64)>, Tensor),
+}
+
+impl Logits {
+    fn best(advanced: &Advanced) -> Result<Self> {
+        let both = Vec::<Vec<f64>>::try_from(advanced.best.f_to_device(Device::Cpu)?)?;
+        let [values, tokens] = both.as_slice() else {
+            return Err(torch_bridge::Error::other("the largest logits are not two rows"));
+        };
+        let best = values.iter().copied().zip(tokens.iter().copied()).collect();
+        Ok(Self::Best(best, advanced.logits.shallow_clone()))
     }
 }
 
@@ -94,22 +120,37 @@ pub(super) fn decode(
         })
         .collect();
     let initial = model.initial_state(false)?;
-    let (logits, mut state) = prefill(model, prompts, &initial, options.prefill_chunk)?;
-    let (mut logits, mut scores) = (HostLogits::new(&logits)?, Scores::default());
+    let (logits, state) = prefill(model, prompts, &initial, options.prefill_chunk)?;
+    let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
+    let most = runners.iter().map(|runner| runner.read + runner.most.0).max().unwrap_or(0);
+    let tokens = (longest as i64, most.max(longest) as i64 + 1);
+    let mut stepper = Stepper::new(model, &initial, state, prompts.len(), tokens, options.cuda_graph);
+    let (mut logits, mut scores) = (Logits::Host(HostLogits::new(&logits)?), Scores::default());
+    // Where only the largest logit counts, the device finds it.
+    let on_device = options.sampling.is_greedy() && processors.is_empty() && options.logprobs.is_none();
     // For each row of the batch its sequence, and the row of the logits and of the state that it goes on from.
     let mut batch: Vec<(usize, usize)> = (0..runners.len()).map(|i| (i, i / copies)).collect();
-    let mut rows = prompts.len();
     loop {
-        let read = logits.read()?;
         for &(i, row) in &batch {
             if runners[i].finish.is_none() {
-                runners[i].step(i, read.row(row), &mut scores, listener)?;
+                match &logits {
+                    Logits::Best(best, _) if best[row].0.is_finite() => {
+                        runners[i].take(i, best[row].1 as i64, listener);
+                    }
+                    // No number among them, or no token: the general way says which.
+                    Logits::Best(_, all) => {
+                        let host = HostLogits::new(all)?;
+                        runners[i].choose(i, host.read()?.row(row), &mut scores, listener)?;
+                    }
+                    Logits::Host(host) => {
+                        runners[i].choose(i, host.read()?.row(row), &mut scores, listener)?;
+                    }
+                }
                 if let Some(finish) = runners[i].finish {
                     listener.end(i, finish);
                 }
             }
         }
-        drop(read);
         let running = |&(i, _): &(usize, usize)| runners[i].finish.is_none();
         let left = batch.iter().filter(|row| running(row)).count();
         if left == 0 {
@@ -121,8 +162,8 @@ pub(super) fn decode(
         }
         let from: Vec<i64> = batch.iter().map(|&(_, row)| row as i64).collect();
         let last: Vec<i64> = batch.iter().map(|&(i, _)| runners[i].last()).collect();
-        let (next, after) = advance(model, &initial, &state, (&from, rows), &last)?;
-        (logits, state, rows) = (HostLogits::new(&next)?, after, batch.len());
+        let next = stepper.advance(&from, &last)?;
+        logits = if on_device { Logits::best(&next)? } else { Logits::Host(HostLogits::new(&next.logits)?) };
         for (row, (i, from)) in batch.iter_mut().enumerate() {
             *from = row;
             runners[*i].read += 1;
@@ -136,25 +177,4 @@ fn overtakes(model: &Model, batch: &[(usize, usize)], runners: &[Runner<'_>]) ->
     let Some(most) = model.plan().longest_document() else { return false };
     let is_at_end = |runner: &Runner<'_>| runner.finish.is_some() && runner.read as u64 >= most.max(0) as u64;
     batch.iter().any(|&(i, _)| is_at_end(&runners[i]))
-}
-
-/// One token further: row `i` of the new batch goes on from row `from[i]` of the `rows` rows of `state` and reads
-/// `tokens[i]`. Logits `[batch, vocab_size]` and the state after it.
-pub(super) fn advance(
-    model: &Model,
-    initial: &ModelState,
-    state: &ModelState,
-    (from, rows): (&[i64], usize),
-    tokens: &[i64],
-) -> Result<(Tensor, ModelState)> {
-    let device = model.options().device;
-    let is_same = from.len() == rows && from.iter().enumerate().all(|(i, &row)| i as i64 == row);
-    let chosen = if is_same {
-        state.share()
-    } else {
-        state.select(&Tensor::f_from_slice(from)?.f_to_device(device)?, rows as i64)?
-    };
-    let ids = Tensor::f_from_slice(tokens)?.f_view([tokens.len() as i64, 1])?.f_to_device(device)?;
-    let (hidden, after) = model.forward(&ids, &chosen, initial, SpanInput::default())?;
-    Ok((model.head(&hidden)?.f_select(1, 0)?, after))
 }

@@ -31,6 +31,7 @@
 
 mod beams;
 mod decode;
+pub mod fixed;
 mod history;
 mod hypotheses;
 mod logits;
@@ -40,6 +41,7 @@ mod prefill;
 pub mod processors;
 mod sampler;
 mod scores;
+mod stepper;
 mod stop;
 
 use torch_bridge::{Error, Result, guards::NoGrad};

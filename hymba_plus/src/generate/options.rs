@@ -218,6 +218,8 @@ pub struct GenerateOptions {
     pub logprobs: Option<usize>,
     /// Tokens of a prompt that one pass reads; left out, all at once. Less memory, the same result.
     pub prefill_chunk: Option<usize>,
+    /// On a GPU, record a decoding step as a CUDA graph where that can be done; the same tokens, sooner.
+    pub cuda_graph: bool,
 }
 
 impl Default for GenerateOptions {
@@ -232,6 +234,7 @@ impl Default for GenerateOptions {
             seed: 0,
             logprobs: None,
             prefill_chunk: None,
+            cuda_graph: true,
         }
     }
 }

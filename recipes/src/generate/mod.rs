@@ -13,7 +13,10 @@ use hymba_plus::{
     registry::Finding,
 };
 
-use training::{tokenizer::chat::Chat, trainer::TokenizerSection};
+use training::{
+    tokenizer::chat::Chat,
+    trainer::{GraphPolicy, TokenizerSection},
+};
 
 pub use text::{GeneratedText, Prompt, TextEvent, TextOptions, generate_text, prompt_tokens};
 
@@ -88,6 +91,7 @@ impl Generate {
                 num_return_sequences: self.num_return_sequences,
                 seed,
                 logprobs: self.logprobs,
+                cuda_graph: true,
                 prefill_chunk: self.prefill_chunk,
             },
             stop: self.stop.clone(),
@@ -157,7 +161,9 @@ impl Stage for Generate {
         let prompts = self.all_prompts();
         let tokens: Vec<Vec<i64>> =
             prompts.iter().map(|prompt| prompt.tokens(tokenizer)).collect::<Result<_, _>>()?;
-        let texts = generate_text(model, tokenizer, &tokens, &self.options(context.run.seed()), |_| true)?;
+        let mut options = self.options(context.run.seed());
+        options.generate.cuda_graph = context.run.trainer().cuda_graph != GraphPolicy::Off;
+        let texts = generate_text(model, tokenizer, &tokens, &options, |_| true)?;
         let (mut samples, mut lines) = (String::new(), String::new());
         for new in &texts {
             let prompt = prompts[new.sequence.prompt].text(tokenizer)?;

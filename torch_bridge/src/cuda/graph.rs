@@ -142,7 +142,8 @@ impl Graph {
     /// [`use_side_stream`].
     ///
     /// # Errors
-    /// `work` fails, or does something that cannot be recorded.
+    /// `work` fails, or does something that cannot be recorded. Graphs that were recorded before and draw random numbers
+    /// are then to be dropped: their numbers no longer follow the device's generator.
     pub fn record<T, E: From<Error>>(
         pool: Pool,
         work: impl FnOnce() -> std::result::Result<T, E>,

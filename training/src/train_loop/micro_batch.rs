@@ -135,7 +135,7 @@ impl<T: Task, L: Loader<Batch = T::Batch>> TrainLoop<'_, T, L> {
                 Ok(replayed)
             }
             Err(error) if self.run.trainer().cuda_graph == GraphPolicy::Auto => {
-                self.recordings.wanted = false;
+                self.recordings = Recordings::new(false);
                 self.progress.say(&format!(
                     "the step cannot be recorded as a CUDA graph and runs operation by operation, which may be slow: {error}"
                 ));

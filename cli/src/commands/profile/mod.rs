@@ -1,5 +1,7 @@
 //! `hymba profile`: what a training step costs, operation by operation.
 
+mod decode;
+
 use std::{fs, path::PathBuf, process::ExitCode};
 
 use hymba_plus::{config::Recipe, plan::grouped};
@@ -15,6 +17,9 @@ use super::{Outcome, load};
 use crate::{args::Profile, output};
 
 pub(super) fn run(arguments: &Profile) -> Outcome {
+    if arguments.decode {
+        return decode::run(arguments);
+    }
     let recipe = load(&arguments.recipe)?;
     let trainer: TrainerConfig = recipe.section()?.unwrap_or(hymba_plus::registry::parse_config(json!({}))?);
     let device = trainer.device.resolve()?;
