@@ -6,7 +6,8 @@ mod common;
 
 use common::gpu::{GPU, there_is_a_gpu};
 use common::{Noise, Outcome, differentiated, distance, second_outcome};
-use kernels::attention::{Attention, Visibility, attention, definition};
+use kernels::attention::{Attention, Coded, Visibility, attention, definition};
+use kernels::kv_quant::{Bits, Quantised, Shared, quantise};
 use tch::{Device, Kind, Tensor};
 use torch_bridge::Result;
 
@@ -117,6 +118,7 @@ impl Case {
             key: &tensors[1],
             value: &tensors[2],
             meta,
+            codes: None,
             visibility: &visibility,
             scale: None,
             dropout: 0.0,
@@ -126,7 +128,7 @@ impl Case {
             Some(valid) => y * valid.unsqueeze(1).unsqueeze(3),
             None => y,
         };
-        Ok((y.shallow_clone(), y.sum(Kind::Double).detach() * 0.0))
+        Ok((y.shallow_clone(), y.sum(Kind::Double) * 0.0))
     }
 
     fn outcome(
@@ -251,5 +253,105 @@ fn gradients_of_gradients_are_the_definitions() {
     for ((name, x), y) in ours.names.iter().zip(&ours.values).zip(&truth.values) {
         let distance = distance(x, y);
         assert!(distance <= 3e-2, "{name} is off by {distance:e}");
+    }
+}
+
+/// One token for each row, without gradients: the kernels of decoding.
+#[test]
+fn one_token_over_everything_that_is_cached() {
+    if !there_is_a_gpu() {
+        return;
+    }
+    for (batch, heads, widths) in [
+        (1, [25, 5], [64, 128]),
+        (3, [8, 8], [64, 64]),
+        (2, [20, 1], [128, 128]),
+        (2, [3, 1], [48, 16]),
+        (65, [10, 2], [64, 128]),
+    ] {
+        for (cached, window) in [(0, None), (5, None), (300, Some(100)), (2000, None), (1024, Some(1024))] {
+            for uneven in [false, true] {
+                for codes in [None, Some((Bits::Eight, 16, 3)), Some((Bits::Four, 5, 1))] {
+                    for apart in [None, Some(true), Some(false)] {
+                        if codes.is_some() && apart.is_none() {
+                            continue;
+                        }
+                        let case = Case { time: 1, batch, heads, widths, cached, window, uneven, ..PLAIN };
+                        let meta = if apart.is_some() || uneven { 33 } else { 0 };
+                        Case { meta, apart, ..case }.check_decoding(codes);
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Case {
+    /// `codes`: bits, tokens of a group, groups.
+    fn check_decoding(&self, codes: Option<(Bits, i64, i64)>) {
+        let codes = codes.filter(|(_, size, groups)| size * groups <= self.cached);
+        let made = self.make();
+        let rounded: Vec<Tensor> = made.inputs.iter().map(|(_, x)| x.to_kind(Kind::BFloat16)).collect();
+        let coded = codes.map_or(0, |(_, size, groups)| size * groups);
+        let keep = self.cached + 1 - coded + if self.apart.is_some() { 0 } else { self.meta };
+        let quantised = |x: &Tensor, shared| {
+            let (bits, size, groups) = codes.unwrap();
+            // A slice of more groups, as a window leaves it.
+            let x = x.narrow(2, 0, coded).unflatten(2, [groups, size]);
+            let x = Tensor::cat(&[&x.narrow(2, 0, 1), &x], 2);
+            let Quantised { codes, scale, zero } = quantise(&x, bits, shared).unwrap();
+            [codes, scale, zero]
+        };
+        let (k, v) = (&rounded[1], &rounded[2]);
+        let groups = codes.map(|_| [quantised(k, Shared::ByChannel), quantised(v, Shared::ByToken)]);
+        let run = |device, kind: Kind, operation: fn(&Attention<'_>) -> Result<Tensor>| {
+            let there = |x: &Tensor| {
+                x.to_device(device).to_kind(if x.kind() == Kind::Uint8 { Kind::Uint8 } else { kind })
+            };
+            let plain = |x: &Tensor| x.to_device(device);
+            let newest = |x: &Tensor| {
+                let x = there(x);
+                x.narrow(2, 1, x.size()[2] - 1)
+            };
+            let groups = groups.as_ref().map(|both| {
+                both.each_ref().map(|[codes, scale, zero]| Quantised {
+                    codes: newest(codes),
+                    scale: newest(scale),
+                    zero: newest(zero),
+                })
+            });
+            let meta: Vec<Tensor> = rounded[3..].iter().map(there).collect();
+            let (positions, cached_positions) = (plain(&made.positions), plain(&made.cached_positions));
+            let visibility = Visibility {
+                meta: self.meta,
+                cached: self.cached,
+                window: self.window,
+                cached_positions: &cached_positions,
+                positions: &positions,
+                valid: None,
+                document: None,
+                uniform: !self.ragged(),
+            };
+            let y = operation(&Attention {
+                query: &there(&rounded[0]),
+                key: &there(k).narrow(2, coded, keep),
+                value: &there(v).narrow(2, coded, keep),
+                meta: if let [key, value] = meta.as_slice() { Some([key, value]) } else { None },
+                codes: groups.as_ref().zip(codes).map(|([key, value], (bits, _, _))| Coded {
+                    key,
+                    value,
+                    bits,
+                }),
+                visibility: &visibility,
+                scale: None,
+                dropout: 0.0,
+            });
+            y.unwrap().to_device(Device::Cpu).to_kind(Kind::Double)
+        };
+        let truth = run(Device::Cpu, Kind::Double, definition);
+        let ours = run(GPU, Kind::BFloat16, attention);
+        let distance = distance(&ours, &truth);
+        assert!(distance <= 5e-3, "{self:?}, {codes:?}: off by {distance:e}");
+        assert!(run(GPU, Kind::BFloat16, attention).equal(&ours), "again, {self:?}");
     }
 }

@@ -188,6 +188,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     }
 }
 
+/// What a lane needs of one number for each query of a tile.
+DEVICE void load_pairs(float (&pairs)[STREAM / 8][2], u32 from) {
+#pragma unroll
+    for (int n = 0; n < STREAM / 8; n++)
+        asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(pairs[n][0]), "=f"(pairs[n][1]) : "r"(from + n * 32) : "memory");
+}
+
 /// The gradients of keys and values.
 ///
 /// Grid: batch * heads * ceil(meta / ROWS) blocks for meta keys, each for one head of the queries, then batch * kv_heads *
@@ -318,6 +325,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, KEY_BLOCKS)
         commit();
         rows_by_rows<STREAM, DV, ROWS>(ds, shared + QUERY_BYTES, at + KEY_STAGE);
         commit();
+        // Read while the products are on their way.
+        u32 sums = stages + STAGES * STAGE + tile % STAGES * SUMS_STAGE + column * 4;
+        float per_query[STREAM / 8][2];
+        load_pairs(per_query, sums);
         wait<1>();
         settle(s);
         settle(ks);
@@ -334,14 +345,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, KEY_BLOCKS)
                         if (other >= p.time || !sees(p, theirs, part, row + 8 * r, places[r])) s[n][2 * r + c] = NEVER;
                 }
         }
-        u32 sums = stages + STAGES * STAGE + tile % STAGES * SUMS_STAGE + column * 4;
 #pragma unroll
-        for (int n = 0; n < STREAM / 8; n++) {
-            float weight[2];
-            asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(weight[0]), "=f"(weight[1]) : "r"(sums + n * 32) : "memory");
+        for (int n = 0; n < STREAM / 8; n++)
 #pragma unroll
-            for (int i = 0; i < 4; i++) s[n][i] = exp2_fast(fmaf(s[n][i], scale2, -weight[i % 2]));
-        }
+            for (int i = 0; i < 4; i++) s[n][i] = exp2_fast(fmaf(s[n][i], scale2, -per_query[n][i % 2]));
         u32 factor[STREAM / 16][4];
         as_factor<STREAM>(factor, s);
         settle(factor);
@@ -349,15 +356,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, KEY_BLOCKS)
         begin();
         factor_by_columns<DV, STREAM>(vs, factor, at + KEY_STAGE);
         commit();
+        load_pairs(per_query, sums + STREAM * 4);
         wait<1>();
         settle(ds);
 #pragma unroll
-        for (int n = 0; n < STREAM / 8; n++) {
-            float less[2];
-            asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(less[0]), "=f"(less[1]) : "r"(sums + STREAM * 4 + n * 32) : "memory");
+        for (int n = 0; n < STREAM / 8; n++)
 #pragma unroll
-            for (int i = 0; i < 4; i++) ds[n][i] = s[n][i] * (ds[n][i] - less[i % 2]);
-        }
+            for (int i = 0; i < 4; i++) ds[n][i] = s[n][i] * (ds[n][i] - per_query[n][i % 2]);
         u32 second[STREAM / 16][4];
         as_factor<STREAM>(second, ds);
         settle(second);

@@ -57,6 +57,11 @@ pub(super) fn attention(args: &Attention<'_>) -> Result<Option<Tensor>> {
     Ok(autograd::apply("attention", node, &inputs)?.pop())
 }
 
+/// Whether there are kernels for heads of this width.
+pub(super) fn taken(width: i64) -> bool {
+    width > 0 && width <= WIDEST && width % STEP == 0
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Sizes {
     batch: i64,
@@ -118,7 +123,6 @@ struct Kernels {
 impl Kernels {
     fn find(sizes: &Sizes, query: &Tensor, ragged: bool, graph: bool) -> Result<Self, Unavailable> {
         let device = query.device();
-        let taken = |width: i64| width > 0 && width <= WIDEST && width % STEP == 0;
         if !taken(sizes.key) || !taken(sizes.value) {
             let widths = format!("{} and {}", sizes.key, sizes.value);
             return Err(format!("attention has no CUDA kernel for heads of {widths} channels").into());
@@ -178,7 +182,8 @@ impl Again {
             uniform: self.uniform,
         };
         let visibility = &visibility;
-        definition(&Attention { query, key, value, meta, visibility, scale: Some(scale), dropout: 0.0 })
+        let scale = Some(scale);
+        definition(&Attention { query, key, value, meta, codes: None, visibility, scale, dropout: 0.0 })
     }
 }
 
@@ -205,7 +210,7 @@ struct Parts {
 }
 
 /// With rows that a kernel can read: contiguous, beginning at multiples of 16 bytes.
-fn readable(x: &Tensor) -> Result<Tensor> {
+pub(super) fn readable(x: &Tensor) -> Result<Tensor> {
     let stride = x.stride();
     let aligned = x.data_ptr().addr().is_multiple_of(16)
         && stride[..3].iter().all(|stride| stride % EIGHT == 0)
@@ -259,7 +264,7 @@ impl Node {
 }
 
 /// Address and strides of batch, head and row; a batch of one is shared.
-fn strided<'a>(launch: Launch<'a>, x: &'a Tensor) -> Launch<'a> {
+pub(super) fn strided<'a>(launch: Launch<'a>, x: &'a Tensor) -> Launch<'a> {
     let stride = x.stride();
     let batch = if x.size()[0] == 1 { 0 } else { stride[0] };
     launch.tensor(x, Kind::BFloat16).i64(batch).i64(stride[1]).i64(stride[2])
