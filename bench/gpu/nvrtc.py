@@ -5,6 +5,7 @@ tensors (None for a null pointer), Python ints (64-bit) and ctypes values.
 """
 import ctypes
 import glob
+import hashlib
 import os
 import sys
 
@@ -34,8 +35,23 @@ def compile(path, arch, defines=None, options=(), specific=False):
     """The cubin of ROOT/path for sm_`arch`, and the compiler's log; from memory if it was compiled before."""
     key = (path, arch, str(defines), tuple(options), specific)
     if key not in COMPILED:
-        COMPILED[key] = compile_now(path, arch, defines, options, specific)
+        COMPILED[key] = kept(path, arch, defines, options, specific)
     return COMPILED[key]
+
+
+def kept(path, arch, defines, options, specific):
+    """From the folder CUBINS, if there is one: compiled on another machine, say."""
+    folder = os.environ.get("CUBINS")
+    if not folder:
+        return compile_now(path, arch, defines, options, specific)
+    text = open(os.path.join(ROOT, path)).read() + str(sorted(headers().items())) + str((arch, defines, options, specific))
+    name = os.path.join(folder, hashlib.sha256(text.encode()).hexdigest()[:32])
+    if not os.path.exists(name):
+        os.makedirs(folder, exist_ok=True)
+        cubin, _ = compile_now(path, arch, defines, options, specific)
+        with open(name, "wb") as file:
+            file.write(cubin)
+    return open(name, "rb").read(), ""
 
 
 def compile_now(path, arch, defines, options, specific):
@@ -78,7 +94,7 @@ class Module:
         torch.zeros(1, device="cuda")
         self.module = ctypes.c_void_p()
         self.ok(self.cuda.cuModuleLoadData(ctypes.byref(self.module), self.cubin))
-        self.functions = {}
+        self.functions, self.constants = {}, {}
 
     def ok(self, code):
         if code:
@@ -88,9 +104,12 @@ class Module:
 
     def constant(self, name):
         """An int in constant memory."""
+        if name in self.constants:
+            return self.constants[name]
         address, size, value = ctypes.c_uint64(), ctypes.c_size_t(), ctypes.c_int()
         self.ok(self.cuda.cuModuleGetGlobal_v2(ctypes.byref(address), ctypes.byref(size), self.module, name.encode()))
         self.ok(self.cuda.cuMemcpyDtoH_v2(ctypes.byref(value), address, ctypes.c_size_t(4)))
+        self.constants[name] = value.value
         return value.value
 
     def function(self, name):

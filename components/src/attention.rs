@@ -166,7 +166,9 @@ impl SequenceMixer for Attention {
         } else {
             let k = self.turned(parts, x.get("k")?, "k_norm", heads.kv, heads.dim, span)?;
             let v = x.get("v")?.f_view([span.batch, span.time, heads.kv, heads.v_dim])?;
-            self.memory(heads).extend(state, &[k, v.f_transpose(1, 2)?], span)?
+            // On a GPU attention reads meta tokens and codes where they lie.
+            let apart = k.device().is_cuda();
+            self.memory(heads).apart(apart).extend(state, &[k, v.f_transpose(1, 2)?], span)?
         };
         let visibility = seen.visibility(self.window, span);
         let dropout = if span.training { self.dropout } else { 0.0 };
@@ -177,6 +179,8 @@ impl SequenceMixer for Attention {
                 query: &q,
                 key: &seen.tensors[0],
                 value: &seen.tensors[1],
+                meta: seen.apart_meta(),
+                codes: seen.apart_codes(),
                 visibility: &visibility,
                 scale: None,
                 dropout,

@@ -194,7 +194,16 @@ impl Latents<'_> {
 
     fn attend(&self, query: &Tensor, key: &Tensor, value: &Tensor) -> Result<Tensor> {
         let (visibility, dropout) = (self.visibility, self.dropout);
-        attention(&Operands { query, key, value, visibility, scale: Some(self.scale), dropout })
+        attention(&Operands {
+            query,
+            key,
+            value,
+            meta: None,
+            codes: None,
+            visibility,
+            scale: Some(self.scale),
+            dropout,
+        })
     }
 }
 

@@ -27,7 +27,7 @@ pub(crate) struct Codes {
 const GROUP_POSITION: &str = "group_position";
 
 /// `k_codes`, `k_scale`, `k_zero`: what groups of `k` consist of.
-fn names(name: &str) -> [String; 3] {
+pub(super) fn names(name: &str) -> [String; 3] {
     ["codes", "scale", "zero"].map(|part| format!("{name}_{part}"))
 }
 
@@ -69,15 +69,19 @@ impl Codes {
         Ok(Tensor::f_cat(&[expand_batch(&grouped, rows)?, expand_batch(ungrouped, rows)?], 1)?)
     }
 
+    /// The groups of a tensor `[batch, ..., groups, tokens, channels]`, as they are; none when there are none.
+    pub fn groups_of(self, state: &State, tensor: &PerToken) -> Result<Option<Quantised>> {
+        let [codes, scale, zero] = names(tensor.name).map(|name| state.get(&name));
+        let (codes, scale, zero) = (codes?.shallow_clone(), scale?.shallow_clone(), zero?.shallow_clone());
+        let none = codes.size()[tensor.shape.len()] == 0;
+        Ok((!none).then_some(Quantised { codes, scale, zero }))
+    }
+
     /// The grouped entries of a tensor `[batch, ..., tokens, channels]`, read back; none when there are none.
     pub fn read(self, state: &State, tensor: &PerToken) -> Result<Option<Tensor>> {
-        let ([codes, scale, zero], at) = (names(tensor.name).map(|name| state.get(&name)), tensor.tokens());
-        let (codes, scale, zero) = (codes?.shallow_clone(), scale?.shallow_clone(), zero?.shallow_clone());
-        if codes.size()[tensor.shape.len()] == 0 {
-            return Ok(None);
-        }
-        let entries = dequantise(&Quantised { codes, scale, zero }, self.bits, tensor.shared)?;
-        Ok(Some(entries.f_flatten(at, at + 1)?))
+        let at = tensor.tokens();
+        let Some(groups) = self.groups_of(state, tensor)? else { return Ok(None) };
+        Ok(Some(dequantise(&groups, self.bits, tensor.shared)?.f_flatten(at, at + 1)?))
     }
 
     /// The state after a call that adds the entries `new`.

@@ -7,7 +7,10 @@
 mod groups;
 
 use hymba_plus::prelude::*;
-use kernels::{attention::Visibility, kv_quant::Shared};
+use kernels::{
+    attention::{Coded, Visibility},
+    kv_quant::{Bits, Quantised, Shared},
+};
 
 pub(crate) use groups::Codes;
 
@@ -27,15 +30,27 @@ pub(crate) struct TokenMemory {
     tensors: Vec<PerToken>,
     window: Option<i64>,
     codes: Option<Codes>,
+    apart: bool,
 }
 
 /// Every token that a call may look at: meta tokens, cached tokens, tokens of the call.
 #[derive(Debug)]
 pub(crate) struct Seen {
-    /// The memory's tensors in its order, `[batch, ..., tokens, channels]`.
+    /// The memory's tensors in its order, `[batch, ..., tokens, channels]`; without what is in `apart`.
     pub tensors: Vec<Tensor>,
+    /// For each tensor, what was asked for by itself; empty where nothing was.
+    pub apart: Vec<Apart>,
     /// Positions of the cached tokens, below 0 where there is none: `[batch or 1, cached]`.
     pub cached_positions: Tensor,
+}
+
+/// What stands before the other tokens of a tensor.
+#[derive(Debug)]
+pub(crate) struct Apart {
+    /// Meta tokens, `[batch or 1, ..., tokens, channels]`.
+    pub meta: Tensor,
+    /// The oldest cached tokens, if there are groups of them.
+    pub codes: Option<Quantised>,
 }
 
 impl PerToken {
@@ -55,13 +70,20 @@ impl TokenMemory {
     /// A memory of the newest `window` text tokens, or of all; the older of them as codes where that saves any.
     pub fn new(window: Option<i64>, codes: Option<Codes>) -> Self {
         let codes = codes.filter(|codes| window.is_none_or(|window| window > codes.recent));
-        Self { tensors: Vec::new(), window, codes }
+        Self { tensors: Vec::new(), window, codes, apart: false }
     }
 
     /// Remembers a tensor too; a token's entry has the shape `[..., channels]`.
     #[must_use]
     pub fn with(mut self, name: &'static str, shape: &[i64], shared: Shared) -> Self {
         self.tensors.push(PerToken { name, shape: shape.to_vec(), shared });
+        self
+    }
+
+    /// Meta tokens and codes are handed out by themselves, as they lie in the state: for those who can read them there.
+    #[must_use]
+    pub fn apart(mut self, apart: bool) -> Self {
+        self.apart = apart;
         self
     }
 
@@ -95,10 +117,18 @@ impl TokenMemory {
             cached_positions = codes.positions(state, &cached_positions)?;
         }
         let mut tensors = Vec::with_capacity(new.len());
+        let mut apart = Vec::new();
         for (tensor, new) in self.tensors.iter().zip(new) {
-            let mut parts = vec![state.get(&meta(tensor.name))?.shallow_clone()];
-            if let Some(codes) = self.codes {
-                parts.extend(codes.read(state, tensor)?);
+            let mut parts = Vec::new();
+            let prefix = state.get(&meta(tensor.name))?;
+            if self.apart {
+                let codes = self.codes.map(|codes| codes.groups_of(state, tensor)).transpose()?.flatten();
+                apart.push(Apart { meta: prefix.f_to_kind(new.kind())?, codes });
+            } else {
+                parts.push(prefix.shallow_clone());
+                if let Some(codes) = self.codes {
+                    parts.extend(codes.read(state, tensor)?);
+                }
             }
             parts.push(state.get(tensor.name)?.shallow_clone());
             let wide = |part: &Tensor| -> Result<Tensor> {
@@ -108,7 +138,7 @@ impl TokenMemory {
             parts.push(new.shallow_clone());
             tensors.push(Tensor::f_cat(&parts, tensor.tokens())?);
         }
-        let seen = Seen { tensors, cached_positions };
+        let seen = Seen { tensors, apart, cached_positions };
         let after = match self.codes {
             _ if span.phase == Phase::Prefix => {
                 let names = self.tensors.iter().map(|tensor| meta(tensor.name));
@@ -154,11 +184,21 @@ impl TokenMemory {
 impl Seen {
     /// What a producer shares.
     pub fn view(&self, names: &[&str]) -> State {
-        let view = State::empty().with("cached_positions", self.cached_positions.shallow_clone());
-        names
-            .iter()
-            .zip(&self.tensors)
-            .fold(view, |view, (name, tensor)| view.with(name, tensor.shallow_clone()))
+        let mut view = State::empty().with("cached_positions", self.cached_positions.shallow_clone());
+        for (index, name) in names.iter().enumerate() {
+            if let Some(tensor) = self.tensors.get(index) {
+                view = view.with(name, tensor.shallow_clone());
+            }
+            let Some(apart) = self.apart.get(index) else { continue };
+            view = view.with(&meta(name), apart.meta.shallow_clone());
+            if let Some(codes) = &apart.codes {
+                for (name, part) in groups::names(name).iter().zip([&codes.codes, &codes.scale, &codes.zero])
+                {
+                    view = view.with(name, part.shallow_clone());
+                }
+            }
+        }
+        view
     }
 
     /// What a producer shared.
@@ -166,14 +206,49 @@ impl Seen {
     /// # Errors
     /// When it shared something else.
     pub fn from_view(view: &State, names: &[&str]) -> Result<Self> {
-        let copy = |name| -> Result<Tensor> { Ok(view.get(name)?.shallow_clone()) };
+        let copy = |name: &str| -> Result<Tensor> { Ok(view.get(name)?.shallow_clone()) };
         let tensors = names.iter().map(|name| copy(name)).collect::<Result<_>>()?;
-        Ok(Self { tensors, cached_positions: copy("cached_positions")? })
+        let mut apart = Vec::new();
+        for name in names {
+            let Ok(meta) = copy(&meta(name)) else { continue };
+            let [codes, scale, zero] = groups::names(name).map(|part| copy(&part).ok());
+            let codes = match (codes, scale, zero) {
+                (Some(codes), Some(scale), Some(zero)) => Some(Quantised { codes, scale, zero }),
+                _ => None,
+            };
+            apart.push(Apart { meta, codes });
+        }
+        Ok(Self { tensors, apart, cached_positions: copy("cached_positions")? })
     }
 
     /// Tokens to look at, meta tokens included.
     pub fn len(&self) -> i64 {
-        self.tensors.first().map_or(0, |tensor| tensor.size()[tensor.dim() - 2])
+        let tokens = |tensor: &Tensor| tensor.size()[tensor.dim() - 2];
+        let apart = self.apart.first().map_or(0, |apart| {
+            let coded = apart.codes.as_ref().map_or(0, |codes| {
+                let size = codes.codes.size();
+                size[size.len() - 3] * size[size.len() - 2]
+            });
+            tokens(&apart.meta) + coded
+        });
+        self.tensors.first().map_or(0, tokens) + apart
+    }
+
+    /// Keys and values of meta tokens, where they are by themselves.
+    pub fn apart_meta(&self) -> Option<[&Tensor; 2]> {
+        match self.apart.as_slice() {
+            [key, value] => Some([&key.meta, &value.meta]),
+            _ => None,
+        }
+    }
+
+    /// Keys, with a scale for each channel, and values in codes, where they are by themselves.
+    pub fn apart_codes(&self) -> Option<Coded<'_>> {
+        let [Apart { codes: Some(key), .. }, Apart { codes: Some(value), .. }] = self.apart.as_slice() else {
+            return None;
+        };
+        let bits = if key.codes.size().last() == key.scale.size().last() { Bits::Eight } else { Bits::Four };
+        Some(Coded { key, value, bits })
     }
 
     /// Who sees whom through a window.

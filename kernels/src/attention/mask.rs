@@ -3,6 +3,8 @@
 use tch::{Device, Kind, Tensor};
 use torch_bridge::Result;
 
+use super::cuda::FAR;
+
 /// What decides whether a query of a call sees a key.
 #[derive(Debug)]
 pub struct Visibility<'a> {
@@ -24,6 +26,18 @@ pub struct Visibility<'a> {
     pub uniform: bool,
 }
 
+/// What a query sees, in numbers: see attention.cuh.
+#[derive(Debug)]
+pub(super) struct Bounds {
+    /// Least and greatest position of cached keys and least index of new ones, which stands twice: `[batch, time, 4]`
+    /// int32.
+    pub queries: Tensor,
+    /// Positions of cached keys and indices of new ones, below 0 where there is none: `[batch, cached + time]` int32.
+    pub keys: Tensor,
+    /// Whether keys of the call may not exist.
+    pub holes: bool,
+}
+
 impl Visibility<'_> {
     /// The mask for `time` queries and `keys` keys, true where a query sees a key: `[time, keys]` or
     /// `[batch, 1, time, keys]`; none when plain causal attention says the same.
@@ -31,17 +45,61 @@ impl Visibility<'_> {
     /// # Errors
     /// When shapes do not fit.
     pub fn mask(&self, time: i64, keys: i64) -> Result<Option<Tensor>> {
-        let alike = self.uniform && self.valid.is_none() && self.document.is_none();
-        let longest = self.cached + time;
-        let unlimited = self.window.is_none_or(|window| window >= longest);
-        if alike && unlimited && (keys == time || time == 1) {
+        debug_assert_eq!(keys, self.meta + self.cached + time);
+        if !self.needs_mask(time) {
             return Ok(None);
         }
         let options = (Kind::Int64, self.positions.device());
-        if alike {
+        if self.alike() {
             return Ok(Some(self.uniform_mask(time, options)?));
         }
         self.ragged_mask(time, options).map(Some)
+    }
+
+    /// Whether plain causal attention does not say the same.
+    pub(super) fn needs_mask(&self, time: i64) -> bool {
+        let unlimited = self.window.is_none_or(|window| window >= self.cached + time);
+        let behind = self.meta + self.cached;
+        !(self.alike() && unlimited && (behind == 0 || time == 1))
+    }
+
+    fn alike(&self) -> bool {
+        self.uniform && self.valid.is_none() && self.document.is_none()
+    }
+
+    /// What the CUDA kernels get instead of a mask, for `batch` rows; nothing where all rows are alike.
+    pub(super) fn bounds(&self, batch: i64, time: i64) -> Result<Option<Bounds>> {
+        if self.alike() {
+            return Ok(None);
+        }
+        let options = (Kind::Int64, self.positions.device());
+        let window = self.window.unwrap_or(FAR).min(FAR);
+        let full = |x: &Tensor, n| x.f_expand([batch, n], false);
+        let index = full(&Tensor::f_arange(time, options)?.f_unsqueeze(0)?, time)?;
+        let positions = full(self.positions, time)?;
+        let mut old_low = (&positions - (window - 1)).f_clamp_min(0)?;
+        let mut low = (&index - (window - 1)).f_clamp_min(0)?;
+        if let Some(document) = self.document {
+            // Counts never fall, so a count's first place is where its document begins.
+            let document = full(document, time)?.f_contiguous()?;
+            low = low.f_maximum(&Tensor::f_searchsorted(
+                &document,
+                &document,
+                false,
+                false,
+                "left",
+                None::<&Tensor>,
+            )?)?;
+            old_low = old_low.f_where_self(&document.f_eq(0)?, &Tensor::f_full([1], FAR, options)?)?;
+        }
+        let queries = Tensor::f_stack(&[&old_low, &positions, &low, &low], 2)?.f_to_kind(Kind::Int)?;
+        let new = match self.valid {
+            Some(valid) => index.f_where_self(valid, &Tensor::f_full([1], -1, options)?)?,
+            None => index,
+        };
+        let keys =
+            Tensor::f_cat(&[full(self.cached_positions, self.cached)?, new], 1)?.f_to_kind(Kind::Int)?;
+        Ok(Some(Bounds { queries, keys, holes: self.valid.is_some() }))
     }
 
     /// All rows alike: a band of the distance between query and key.
