@@ -9,6 +9,7 @@
 //! | [`cuda`] | finding and opening `libtorch_cuda.so` at run time, so that one binary serves every machine |
 //! | [`ops`] | any registered operator by name, through the boxed dispatcher |
 //! | [`autograd`] | differentiable functions written in Rust; gradients of graphs |
+//! | [`panics`] | panics of tch's operators as errors |
 //! | [`guards`] | grad mode, inference mode, autocast and thread count as panic-safe guards |
 //! | [`rng`] | the state of random generators, and generators of one's own |
 //! | [`optim`] | the fused AdamW step, operations over lists of tensors, gradient clipping without a host sync |
@@ -42,6 +43,7 @@ pub mod mapped;
 pub mod memory;
 pub mod ops;
 pub mod optim;
+pub mod panics;
 pub mod parallel;
 pub mod profiler;
 pub mod rng;

@@ -3,11 +3,18 @@
 use std::path::PathBuf;
 
 use hymba_plus::{config::Diagnostics, registry::RegistryError};
+use tch::Device;
 
 use crate::{
-    checkpoint::CheckpointError, data::DataError, optimizer::OptimizerError, run_dir::RunDirError,
-    schedule::ScheduleError, signals::Signal, telemetry::TelemetryError, tokenizer::TokenizerError,
-    trainer::NoDevice,
+    checkpoint::CheckpointError,
+    data::DataError,
+    optimizer::OptimizerError,
+    run_dir::RunDirError,
+    schedule::ScheduleError,
+    signals::Signal,
+    telemetry::TelemetryError,
+    tokenizer::TokenizerError,
+    trainer::{NoDevice, device_name},
 };
 
 /// Whatever a [`Task`](crate::Task) of a stage reports.
@@ -47,6 +54,21 @@ pub enum TrainError {
     /// Telemetry failed.
     #[error(transparent)]
     Telemetry(#[from] TelemetryError),
+    /// The device's memory is too small for a step.
+    #[error(
+        "step {step} of {stage} does not fit into the memory of {device}: {message}\nA larger `accumulation` (it divides \
+         `batch_size`) changes nothing else; a smaller `batch_size` or sequence length, or `precision: bfloat16`, do"
+    )]
+    OutOfMemory {
+        /// The stage.
+        stage: String,
+        /// The step, from 1.
+        step: u64,
+        /// The device.
+        device: String,
+        /// What libtorch says of its memory.
+        message: String,
+    },
     /// libtorch failed.
     #[error("step {step} of {stage}: {source}")]
     Torch {
@@ -183,6 +205,17 @@ pub enum TrainError {
 }
 
 impl TrainError {
+    /// An error of libtorch in a step.
+    pub(crate) fn in_step(stage: &str, step: u64, device: Device, source: torch_bridge::Error) -> Self {
+        let (stage, message) = (stage.to_owned(), source.to_string());
+        let Some((_, memory)) = message.split_once("out of memory.") else {
+            return Self::Torch { stage, step, source };
+        };
+        // Up to the advice about the allocator, which is not the user's first concern.
+        let memory = memory.split("If reserved").next().unwrap_or(memory).trim();
+        Self::OutOfMemory { stage, step, device: device_name(device), message: memory.to_owned() }
+    }
+
     /// The exit code of a process that ends with this error: 130 or 143 after a signal, else 1.
     pub fn exit_code(&self) -> i32 {
         match self {
@@ -195,5 +228,25 @@ impl TrainError {
 impl From<Diagnostics> for TrainError {
     fn from(diagnostics: Diagnostics) -> Self {
         Self::Recipe(Box::new(diagnostics))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_that_does_not_fit_says_what_to_do() {
+        let torch = torch_bridge::Error::other(
+            "autograd function: conv: CUDA out of memory. Tried to allocate 100.00 MiB. GPU 0 has a total capacity of \
+             79.18 GiB of which 54.19 MiB is free. If reserved but unallocated memory is large try setting X",
+        );
+        let error = TrainError::in_step("pretrain", 1, Device::Cuda(0), torch).to_string();
+        assert!(error.starts_with(
+            "step 1 of pretrain does not fit into the memory of cuda:0: Tried to allocate 100.00 MiB. GPU 0 has"
+        ));
+        assert!(error.contains("accumulation") && !error.contains("try setting"), "{error}");
+        let other = TrainError::in_step("pretrain", 1, Device::Cpu, torch_bridge::Error::other("no"));
+        assert_eq!(other.to_string(), "step 1 of pretrain: no");
     }
 }

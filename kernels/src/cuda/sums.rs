@@ -30,7 +30,7 @@ impl Sums {
         if rows == 1 {
             return Ok(x.f_view([outer, columns])?);
         }
-        let sums = Tensor::empty([outer, columns], (Kind::Float, x.device()));
+        let sums = Tensor::f_empty([outer, columns], (Kind::Float, x.device()))?;
         let launch = self
             .0
             .kernel("sum_rows")?

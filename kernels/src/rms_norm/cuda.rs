@@ -70,7 +70,7 @@ pub(super) fn rms_norm(args: &RmsNorm<'_>) -> Result<Option<(Tensor, Tensor)>> {
     let rows = |x: &Tensor, kind: Kind| x.to_kind(kind).contiguous().view([-1, d]);
     let x = rows(args.x, kinds.element);
     let residual = args.residual.map(|residual| rows(residual, kinds.stream));
-    let weight = args.weight.to_kind(Kind::Float).contiguous();
+    let weight = args.weight.f_to_kind(Kind::Float)?.f_contiguous()?;
     let whole = d % EIGHT == 0
         && [Some(&x), residual.as_ref(), Some(&weight)]
             .iter()
@@ -162,9 +162,10 @@ impl Function for Norm {
     fn forward(&mut self, saved: &mut Saved, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
         let (x, weight, residual) = operands(inputs)?;
         let ([rows, d], kinds) = (sizes(x), self.kernels.kinds);
-        let y = Tensor::empty([rows, d], (kinds.output, x.device()));
-        let sum = residual.map(Tensor::empty_like);
-        let inverse = saved.needs_any_grad().then(|| Tensor::empty([rows], (Kind::Float, x.device())));
+        let y = Tensor::f_empty([rows, d], (kinds.output, x.device()))?;
+        let sum = residual.map(Tensor::f_empty_like).transpose()?;
+        let inverse =
+            saved.needs_any_grad().then(|| Tensor::f_empty([rows], (Kind::Float, x.device()))).transpose()?;
         let launch = self.kernels.forward.kernel("rms_norm_forward")?;
         let launch = launch
             .tensor(x, kinds.element)
@@ -214,12 +215,13 @@ impl Function for Norm {
             .and_then(Option::as_ref)
             .map_or_else(|| h.zeros_like().to_kind(kinds.output), plain);
         let dsum = grads.get(1).and_then(Option::as_ref).map(plain);
-        let dh = h.empty_like();
-        let dx =
-            (kinds.element != kinds.stream).then(|| Tensor::empty([rows, d], (kinds.element, h.device())));
+        let dh = h.f_empty_like()?;
+        let dx = (kinds.element != kinds.stream)
+            .then(|| Tensor::f_empty([rows, d], (kinds.element, h.device())))
+            .transpose()?;
         let shape = self.kernels.shape(rows, PARTS[0] * PARTS[1])?;
         let parts = i64::from(shape.grid[0]);
-        let partial = Tensor::empty([parts, d], (Kind::Float, h.device()));
+        let partial = Tensor::f_empty([parts, d], (Kind::Float, h.device()))?;
         let launch = loaded
             .kernel("rms_norm_backward")?
             .tensor(h, kinds.stream)

@@ -117,8 +117,10 @@ impl Function for NormSum {
         let ((rows, d), element) = (first.size2()?, self.kernels.element);
         let y = first.f_empty_like()?;
         let count = branches.len() as i64;
-        let inverse =
-            saved.needs_any_grad().then(|| Tensor::empty([count, rows], (Kind::Float, first.device())));
+        let inverse = saved
+            .needs_any_grad()
+            .then(|| Tensor::f_empty([count, rows], (Kind::Float, first.device())))
+            .transpose()?;
         let launch = self.kernels.loaded.kernel("rms_norm_sum_forward")?;
         let launch = launch
             .tensors::<MOST_BRANCHES>(branches, element)

@@ -1,13 +1,13 @@
 //! Functions with a backward of their own.
 
-use std::any::Any;
 use std::ffi::{CString, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use tch::Tensor;
 
-use crate::error::{Error, Result, without_backtrace};
+use crate::error::{Error, Result};
 use crate::ffi::{self, BackwardFrame, ForwardFrame, TensorList};
+use crate::panics;
 
 /// A function with its own backward: `outputs = f(inputs)`, `input_grads = df(saved, output_grads)`.
 ///
@@ -205,17 +205,8 @@ fn report(body: impl FnOnce() -> Result<()>) -> c_int {
     let message = match catch_unwind(AssertUnwindSafe(body)) {
         Ok(Ok(())) => return 0,
         Ok(Err(error)) => error.to_string(),
-        Err(payload) => format!("panic: {}", panic_message(payload.as_ref())),
+        Err(payload) => format!("panic: {}", panics::message(payload.as_ref())),
     };
     ffi::set_error(&message);
     -1
-}
-
-fn panic_message(payload: &(dyn Any + Send)) -> String {
-    let message = payload
-        .downcast_ref::<&str>()
-        .map(|text| (*text).to_owned())
-        .or_else(|| payload.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "of unknown cause".to_owned());
-    without_backtrace(&message)
 }

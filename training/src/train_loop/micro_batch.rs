@@ -10,7 +10,7 @@ use torch_bridge::{
     autograd,
     cuda::graph::{Graph, Pool},
     guards::NoGrad,
-    memory,
+    memory, panics,
 };
 
 use super::TrainLoop;
@@ -147,10 +147,11 @@ impl<T: Task, L: Loader<Batch = T::Batch>> TrainLoop<'_, T, L> {
 
     fn run_micro_batch(&self, batch: &T::Batch, divisor: &Tensor) -> Result<MicroBatch, TrainError> {
         let (torch_error, task_error) = (self.torch_error(), self.task_error());
-        let loss = {
+        let loss = panics::caught(|| {
             let _autocast = self.run.autocast();
-            self.task.loss(batch).map_err(&task_error)?
-        };
+            Ok(self.task.loss(batch).map_err(&task_error))
+        });
+        let loss = loss.map_err(&torch_error)??;
         let run = || -> torch_bridge::Result<MicroBatch> {
             let mean = loss.sum.f_div(&divisor.f_to_kind(loss.sum.kind())?)?;
             autograd::backward(&[&mean], None, false)?;

@@ -199,13 +199,16 @@ impl<T: Task, L: Loader<Batch = T::Batch>> TrainLoop<'_, T, L> {
 
     /// An error of libtorch in the step that is being made.
     fn torch_error(&self) -> impl Fn(torch_bridge::Error) -> TrainError + use<T, L> {
-        let (stage, step) = (self.stage.to_owned(), self.step + 1);
-        move |source| TrainError::Torch { stage: stage.clone(), step, source }
+        let (stage, step, device) = (self.stage.to_owned(), self.step + 1, self.run.device());
+        move |source| TrainError::in_step(&stage, step, device, source)
     }
 
     /// An error of the task in the step that is being made.
     fn task_error(&self) -> impl Fn(crate::error::TaskError) -> TrainError + use<T, L> {
-        let (stage, step) = (self.stage.to_owned(), self.step + 1);
-        move |source| TrainError::Task { stage: stage.clone(), step, source }
+        let (stage, step, device) = (self.stage.to_owned(), self.step + 1, self.run.device());
+        move |source| match source.downcast::<torch_bridge::Error>() {
+            Ok(source) => TrainError::in_step(&stage, step, device, *source),
+            Err(source) => TrainError::Task { stage: stage.clone(), step, source },
+        }
     }
 }

@@ -193,8 +193,8 @@ fn operands<'a>(launch: Launch<'a>, args: &CausalConv1d<'a>, element: Kind) -> L
 /// `y` and the new tail.
 fn forward(args: &CausalConv1d<'_>, kernels: &Kernels) -> Result<Vec<Tensor>> {
     let ([batch, time, d, width], element) = (sizes(args), kernels.element);
-    let y = Tensor::empty([batch, time, d], (element, args.x.device()));
-    let new_tail = Tensor::empty([batch, width - 1, d], (Kind::Float, args.x.device()));
+    let y = Tensor::f_empty([batch, time, d], (element, args.x.device()))?;
+    let new_tail = Tensor::f_empty([batch, width - 1, d], (Kind::Float, args.x.device()))?;
     let launch = operands(kernels.forward.kernel("causal_conv1d_forward")?, args, element)
         .tensor(&y, element)
         .tensor(&new_tail, Kind::Float)
@@ -224,18 +224,18 @@ fn backward(
         Some(dy) if dy.stride()[2] == 1 && (!kernels.whole || is_whole(dy)) => dy.shallow_clone(),
         Some(dy) => {
             // Fresh memory begins where a vector may.
-            let mut fresh = Tensor::empty([batch, time, d], (element, args.x.device()));
+            let mut fresh = Tensor::f_empty([batch, time, d], (element, args.x.device()))?;
             fresh.copy_(dy);
             fresh
         }
-        None => Tensor::zeros([batch, time, d], (element, args.x.device())),
+        None => Tensor::f_zeros([batch, time, d], (element, args.x.device()))?,
     };
     let dnew_tail = dnew_tail.map(Tensor::contiguous);
 
     let chunk = BACKWARD_REACH - (width - 1);
     let grid = [ceil(d, THREADS), ceil(ceil(time, chunk), WARPS), batch];
-    let dx = Tensor::empty([batch, time, d], (element, args.x.device()));
-    let parameters = Tensor::empty([batch, grid[1], d * (width + 1)], float);
+    let dx = Tensor::f_empty([batch, time, d], (element, args.x.device()))?;
+    let parameters = Tensor::f_empty([batch, grid[1], d * (width + 1)], float)?;
     let launch = operands(loaded.kernel("causal_conv1d_backward")?, args, element)
         .rows(&dy, element)
         .optional(dnew_tail.as_ref(), Kind::Float)
@@ -248,9 +248,9 @@ fn backward(
     // of the outputs, and the results the documented ones.
     unsafe { launch.run(shape(grid)?) }?;
 
-    let dtail = Tensor::empty([batch, width - 1, d], float);
+    let dtail = Tensor::f_empty([batch, width - 1, d], float)?;
     let masks = args.resets.is_some() || args.lengths.is_some();
-    let dreset = masks.then(|| Tensor::empty([batch, width - 1, d], float));
+    let dreset = masks.then(|| Tensor::f_empty([batch, width - 1, d], float)).transpose()?;
     if width > 1 {
         let launch = operands(loaded.kernel("causal_conv1d_backward_tails")?, args, element)
             .rows(&dy, element)

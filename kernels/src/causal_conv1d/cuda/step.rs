@@ -34,8 +34,8 @@ impl Step {
     /// `y` and the new tail.
     pub(super) fn run(self, args: &CausalConv1d<'_>) -> Result<(Tensor, Tensor)> {
         let ([batch, _, d, width], element) = (sizes(args), args.x.kind());
-        let y = Tensor::empty([batch, 1, d], (element, args.x.device()));
-        let new_tail = Tensor::empty([batch, width - 1, d], (Kind::Float, args.x.device()));
+        let y = Tensor::f_empty([batch, 1, d], (element, args.x.device()))?;
+        let new_tail = Tensor::f_empty([batch, width - 1, d], (Kind::Float, args.x.device()))?;
         let launch = self
             .0
             .kernel("causal_conv1d_step")?

@@ -21,14 +21,14 @@ pub(super) fn backward(
     let float = (Kind::Float, args.u.device());
     let dy = match dy {
         Some(dy) if dy.stride()[2] == 1 => dy.shallow_clone(),
-        Some(dy) => dy.contiguous(),
-        None => Tensor::zeros(args.u.size(), (element, args.u.device())),
+        Some(dy) => dy.f_contiguous()?,
+        None => Tensor::f_zeros(args.u.size(), (element, args.u.device()))?,
     };
     let dlast = dlast.map(Tensor::contiguous);
 
     let carry = if sizes.segments > 1 {
-        let local = Tensor::empty(sizes.states_of_segments(), float);
-        let delta_sum = Tensor::empty([batch, sizes.segments, d_inner], float);
+        let local = Tensor::f_empty(sizes.states_of_segments(), float)?;
+        let delta_sum = Tensor::f_empty([batch, sizes.segments, d_inner], float)?;
         let launch = pass
             .loaded
             .kernel("selective_scan_local_backward")?
@@ -54,16 +54,17 @@ pub(super) fn backward(
         dlast
     };
 
-    let [du, ddelta] = [args.u, args.delta].map(|x| Tensor::empty(x.size(), (element, x.device())));
-    let dz = args.z.map(|z| Tensor::empty(z.size(), (element, z.device())));
+    let like = |x: &Tensor| Tensor::f_empty(x.size(), (element, x.device()));
+    let (du, ddelta) = (like(args.u)?, like(args.delta)?);
+    let dz = args.z.map(like).transpose()?;
     let grid = sizes.shape(pass, shared_bytes(pass.loaded)?)?;
     let channel_blocks = i64::from(grid.grid[0]);
-    let projections = Tensor::empty([channel_blocks, batch, time, 2, states], float);
+    let projections = Tensor::f_empty([channel_blocks, batch, time, 2, states], float)?;
     let columns = sizes.state() + 2 * d_inner;
-    let parameters = Tensor::empty([batch * sizes.segments, columns], float);
-    let dstart = Tensor::empty(sizes.states_of_rows(), float);
+    let parameters = Tensor::f_empty([batch * sizes.segments, columns], float)?;
+    let dstart = Tensor::f_empty(sizes.states_of_rows(), float)?;
     let masks = args.resets.is_some() || args.valid.is_some();
-    let dreset = masks.then(|| Tensor::empty(sizes.states_of_segments(), float));
+    let dreset = masks.then(|| Tensor::f_empty(sizes.states_of_segments(), float)).transpose()?;
     let launch = pass
         .loaded
         .kernel("selective_scan_backward")?
@@ -96,7 +97,8 @@ pub(super) fn backward(
     // SAFETY: as above.
     unsafe { launch.run(grid) }?;
 
-    let [db, dc] = [args.b, args.c].map(|x| Tensor::empty(x.size(), (element, x.device())));
+    let like = |x: &Tensor| Tensor::f_empty(x.size(), (element, x.device()));
+    let (db, dc) = (like(args.b)?, like(args.c)?);
     let tokens = batch * time;
     let launch = kernels
         .combine

@@ -16,13 +16,14 @@ pub(super) fn forward(
     let (element, pass) = (kernels.element, kernels.forward);
     let sizes = Sizes::of(args, kernels, pass);
     let float = (Kind::Float, args.u.device());
-    let y = Tensor::empty([sizes.batch, sizes.time, sizes.d_inner], (element, args.u.device()));
-    let last = Tensor::empty(sizes.states_of_rows(), float);
+    let y = Tensor::f_empty([sizes.batch, sizes.time, sizes.d_inner], (element, args.u.device()))?;
+    let last = Tensor::f_empty(sizes.states_of_rows(), float)?;
     let kept = (sizes.time + kernels.checkpoint - 1).div_euclid(kernels.checkpoint);
-    let checkpoints = keep.then(|| Tensor::empty([sizes.batch, kept, sizes.states, sizes.d_inner], float));
+    let checkpoints =
+        keep.then(|| Tensor::f_empty([sizes.batch, kept, sizes.states, sizes.d_inner], float)).transpose()?;
     let starts = if sizes.segments > 1 {
-        let local = Tensor::empty(sizes.states_of_segments(), float);
-        let delta_sum = Tensor::empty([sizes.batch, sizes.segments, sizes.d_inner], float);
+        let local = Tensor::f_empty(sizes.states_of_segments(), float)?;
+        let delta_sum = Tensor::f_empty([sizes.batch, sizes.segments, sizes.d_inner], float)?;
         let launch = pass
             .loaded
             .kernel("selective_scan_local")?

@@ -63,8 +63,8 @@ impl Step {
         let operands = Operands::of(args, kind, self.states);
         let (a, before) = (aligned(&operands.a), aligned(&operands.initial_state));
         let (batch, d_inner) = (args.u.size()[0], args.u.size()[2]);
-        let y = Tensor::empty([batch, 1, d_inner], (kind, args.u.device()));
-        let after = Tensor::empty([batch, d_inner, self.states], (Kind::Float, args.u.device()));
+        let y = Tensor::f_empty([batch, 1, d_inner], (kind, args.u.device()))?;
+        let after = Tensor::f_empty([batch, d_inner, self.states], (Kind::Float, args.u.device()))?;
         let launch = self.loaded.kernel("selective_scan_step")?;
         let launch = [&operands.u, &operands.delta, &operands.b, &operands.c]
             .into_iter()
