@@ -1,4 +1,4 @@
-//! `cargo bench -p kernels --bench causal_conv1d`: the fast path against the definition, in milliseconds.
+//! `cargo xtask bench causal_conv1d`: the fast path against the definition, in milliseconds.
 
 mod common;
 
@@ -35,9 +35,9 @@ fn main() -> Result<()> {
             })
         };
         let shape = format!("{batch} x {time} x {d} x {width}");
-        let row = Row { ours: forward(causal_conv1d, 30)?, definition: forward(reference, 1)? };
+        let row = Row::new("causal_conv1d", forward(causal_conv1d, 30)?, forward(reference, 1)?);
         row.print(&format!("{shape}, forward"));
-        let row = Row { ours: both(causal_conv1d, 30)?, definition: both(reference, 1)? };
+        let row = Row::new("causal_conv1d", both(causal_conv1d, 30)?, both(reference, 1)?);
         row.print(&format!("{shape}, forward and backward"));
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! `cargo bench -p kernels --bench linear_cross_entropy`: the head with its loss against libtorch's `linear` and
+//! `cargo xtask bench linear_cross_entropy`: the head with its loss against libtorch's `linear` and
 //! `cross_entropy`, in milliseconds.
 
 mod common;
@@ -33,9 +33,9 @@ fn main() -> Result<()> {
                 Ok(())
             })
         };
-        let row = Row { ours: forward(&ours)?, definition: forward(&theirs)? };
+        let row = Row::new("linear_cross_entropy", forward(&ours)?, forward(&theirs)?);
         row.print(&format!("{shape}, forward"));
-        let row = Row { ours: both(&ours)?, definition: both(&theirs)? };
+        let row = Row::new("linear_cross_entropy", both(&ours)?, both(&theirs)?);
         row.print(&format!("{shape}, forward and backward"));
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! `cargo bench -p kernels --bench mlstm`: chunks against the definition, in milliseconds.
+//! `cargo xtask bench mlstm`: chunks against the definition, in milliseconds.
 
 mod common;
 
@@ -50,9 +50,9 @@ fn main() -> Result<()> {
                 })
             };
             let shape = format!("{batch} x {time} x {heads} x {d_qk} x {d_v}, {chunk_size}");
-            let row = Row { ours: forward(mlstm, 10)?, definition: forward(reference, 1)? };
+            let row = Row::new("mlstm", forward(mlstm, 10)?, forward(reference, 1)?);
             row.print(&format!("{shape}, forward"));
-            let row = Row { ours: both(mlstm, 10)?, definition: both(reference, 1)? };
+            let row = Row::new("mlstm", both(mlstm, 10)?, both(reference, 1)?);
             row.print(&format!("{shape}, forward and backward"));
         }
     }

@@ -1,4 +1,4 @@
-//! `cargo bench -p kernels --bench selective_scan`: the fast path against the definition, in milliseconds.
+//! `cargo xtask bench selective_scan`: the fast path against the definition, in milliseconds.
 
 mod common;
 
@@ -44,9 +44,9 @@ fn main() -> Result<()> {
             })
         };
         let shape = format!("{batch} x {time} x {d_inner} x {d_state}");
-        let row = Row { ours: forward(selective_scan, 30)?, definition: forward(reference, 1)? };
+        let row = Row::new("selective_scan", forward(selective_scan, 30)?, forward(reference, 1)?);
         row.print(&format!("{shape}, forward"));
-        let row = Row { ours: both(selective_scan, 30)?, definition: both(reference, 1)? };
+        let row = Row::new("selective_scan", both(selective_scan, 30)?, both(reference, 1)?);
         row.print(&format!("{shape}, forward and backward"));
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! `cargo bench -p kernels --bench slstm`: the fast path against the definition, in milliseconds.
+//! `cargo xtask bench slstm`: the fast path against the definition, in milliseconds.
 
 mod common;
 
@@ -35,9 +35,9 @@ fn main() -> Result<()> {
             })
         };
         let shape = format!("{batch} x {time} x {heads} x {head_dim}");
-        let row = Row { ours: forward(slstm, 20)?, definition: forward(reference, 3)? };
+        let row = Row::new("slstm", forward(slstm, 20)?, forward(reference, 3)?);
         row.print(&format!("{shape}, forward"));
-        let row = Row { ours: both(slstm, 20)?, definition: both(reference, 3)? };
+        let row = Row::new("slstm", both(slstm, 20)?, both(reference, 3)?);
         row.print(&format!("{shape}, forward and backward"));
     }
     Ok(())

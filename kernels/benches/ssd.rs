@@ -1,4 +1,4 @@
-//! `cargo bench -p kernels --bench ssd`: the chunked form against the definition, in milliseconds.
+//! `cargo xtask bench ssd`: the chunked form against the definition, in milliseconds.
 
 mod common;
 
@@ -26,9 +26,9 @@ fn main() -> Result<()> {
         let definition = Timing::of(3, reference, &x, &dt, &a, &b, &c, &d, &state, None)?;
         for chunk_size in [16, 32, 64, 128, 256].into_iter().filter(|&size| size == 16 || size <= time) {
             let ours = Timing::of(10, chunked, &x, &dt, &a, &b, &c, &d, &state, Some(chunk_size))?;
-            let row = Row { ours: ours.forward, definition: definition.forward };
+            let row = Row::new("ssd", ours.forward, definition.forward);
             row.print(&format!("{shape}, chunks of {chunk_size}, forward"));
-            let row = Row { ours: ours.both, definition: definition.both };
+            let row = Row::new("ssd", ours.both, definition.both);
             row.print(&format!("{shape}, chunks of {chunk_size}, both"));
         }
     }

@@ -7,6 +7,7 @@ use std::process::Stdio;
 
 use clap::Subcommand;
 
+use crate::bench::Bench;
 use crate::failure::{Doing, Failure, Result};
 use crate::setup::pins::Parts;
 use crate::setup::stamp::Origin;
@@ -70,15 +71,12 @@ pub enum Command {
         #[arg(long)]
         rules: bool,
     },
-    /// Set up and run every benchmark of the workspace
+    /// Set up and measure the fused operations against their rivals, in one table
     #[command(after_help = "Examples:\n  \
         cargo xtask bench\n  \
-        cargo xtask bench -p kernels -- scan")]
-    Bench {
-        /// Filters and flags for `cargo bench`
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        args: Vec<OsString>,
-    },
+        cargo xtask bench selective_scan\n  \
+        cargo xtask bench --gpu --json > cases.jsonl")]
+    Bench(Bench),
     /// Say what this machine has and lacks; changes nothing
     ///
     /// The exit code is 1 when something is missing that building or training on a CPU needs.
@@ -101,8 +99,8 @@ impl Command {
                 set_up(root, Wanted { parts, adopt: !no_adopt })
             }
             Self::Run { recipe, args } => run(root, &recipe, &args),
-            Self::Test { args } => cargo(root, "test", &args),
-            Self::Bench { args } => cargo(root, "bench", &args),
+            Self::Test { args } => test(root, &args),
+            Self::Bench(bench) => bench.execute(root),
             Self::Lint { rules } => lint::lint(root, rules),
             Self::Doctor => doctor::doctor(root),
         }
@@ -129,16 +127,12 @@ fn set_up(root: &Path, wanted: Wanted) -> Result<()> {
     Ok(())
 }
 
-/// `cargo test` and `cargo bench` over the workspace; a `-p` among the arguments narrows it down.
-fn cargo(root: &Path, verb: &str, args: &[OsString]) -> Result<()> {
-    if verb == "test" {
-        // The tests compile every GPU kernel.
-        setup::ensure_nvrtc(root)?;
-    } else {
-        setup::ensure(root, Wanted::default())?;
-    }
+/// `cargo test` over the workspace; a `-p` among the arguments narrows it down.
+fn test(root: &Path, args: &[OsString]) -> Result<()> {
+    // The tests compile every GPU kernel.
+    setup::ensure_nvrtc(root)?;
     let mut command = workspace::cargo();
-    command.arg(verb);
+    command.arg("test");
     if !chooses_packages(args) {
         command.arg("--workspace");
     }

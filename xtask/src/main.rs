@@ -4,6 +4,7 @@
 //! links no torch, so that it runs before there is one.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod commands;
 mod doctor;
 mod failure;

@@ -1,4 +1,5 @@
 //! A stopwatch and a table.
+#![allow(dead_code)] // each bench uses a part
 
 use std::time::Instant;
 
@@ -25,19 +26,33 @@ pub fn best_of(
 }
 
 pub fn header(title: &str) {
-    println!("{title}; {} threads", tch::get_num_threads());
-    println!("{:<48}{:>10}{:>14}{:>9}", "", "ours ms", "definition ms", "ratio");
+    eprintln!("{title}; {} threads", tch::get_num_threads());
 }
 
-/// One line of the table, in milliseconds.
+/// A case in milliseconds, ours beside its rival.
 pub struct Row {
+    pub op: &'static str,
     pub ours: f64,
-    pub definition: f64,
+    pub against: &'static str,
+    pub theirs: f64,
+    /// The least time that the device allows, where it is known.
+    pub floor: Option<f64>,
 }
 
 impl Row {
-    pub fn print(&self, what: &str) {
-        let ratio = self.definition / self.ours;
-        println!("{what:<48}{:>10.3}{:>14.2}{:>8.1}x", self.ours, self.definition, ratio);
+    /// Against the definition in tensor operations.
+    pub fn new(op: &'static str, ours: f64, definition: f64) -> Self {
+        Self { op, ours, against: "definition", theirs: definition, floor: None }
+    }
+
+    /// One JSON line, as `cargo xtask bench` reads it.
+    pub fn print(&self, case: &str) {
+        let Self { op, ours, against, theirs, .. } = self;
+        let floor =
+            self.floor.map_or(String::new(), |floor| format!(r#","floor_share":{:.3}"#, floor / ours));
+        println!(
+            r#"{{"op":"{op}","device":"cpu","case":"{case}","ours_ms":{ours:.4},"against":"{against}","against_ms":{theirs:.4},"ratio":{:.3}{floor}}}"#,
+            theirs / ours
+        );
     }
 }
