@@ -1,8 +1,9 @@
 //! `hymba profile --decode`: how fast a recipe's model makes tokens.
 
-use std::{process::ExitCode, time::Instant};
+use std::{fs, path::PathBuf, process::ExitCode, time::Instant};
 
 use hymba_plus::{
+    config::Recipe,
     generate::{GenerateOptions, Sampling, Step, generate_streaming},
     model::{BuildOptions, Model},
 };
@@ -10,7 +11,7 @@ use serde_json::json;
 use tch::{Kind, Tensor};
 use torch_bridge::guards::NoGrad;
 use training::{
-    profile::Ceilings,
+    profile::{Ceilings, Table},
     trainer::{Precision, TrainerConfig},
 };
 
@@ -61,6 +62,7 @@ pub(super) fn run(arguments: &Profile) -> Outcome {
     let weights: usize = model.parameters().iter().map(|parameter| bytes(&parameter.tensor)).sum();
     let state = batch as f64 * plan.state_bytes((prompt + new) as i64, kind) as f64;
     let floor = (weights as f64 + state) / ceilings.bytes_per_second;
+    let (trace, table) = watched(arguments, &recipe, &model, &prompts, &options, &ceilings)?;
     let record = json!({
         "device": trainer.device.to_string(),
         "batch": batch,
@@ -73,10 +75,12 @@ pub(super) fn run(arguments: &Profile) -> Outcome {
         "state_bytes": state,
         "copy_gb_per_s": ceilings.bytes_per_second * 1e-9,
         "floor_share": floor / median,
+        "table": table,
     });
     if arguments.json {
         output::line(&serde_json::to_string(&record)?);
     } else {
+        output::line(&table.to_string());
         output::line(&format!(
             "{batch} x {new} tokens after {prompt}: first token after {:.1} ms, then {:.3} ms a step: {:.0} tokens per second\n\
              {:.0} % of the floor: {:.1} MB of weights and {:.1} MB of states at {:.0} GB/s (a copy here)",
@@ -88,6 +92,48 @@ pub(super) fn run(arguments: &Profile) -> Outcome {
             state * 1e-6,
             ceilings.bytes_per_second * 1e-9
         ));
+        output::line(&format!("trace {} (chrome://tracing, ui.perfetto.dev)", trace.display()));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Tokens before those that are watched, and these.
+const WATCHED: (usize, usize) = (4, 8);
+
+/// A few more tokens, operation by operation and under the profiler: the trace, and its table per step.
+fn watched(
+    arguments: &Profile,
+    recipe: &Recipe,
+    model: &Model,
+    prompts: &[Vec<i64>],
+    options: &GenerateOptions,
+    ceilings: &Ceilings,
+) -> Result<(PathBuf, Table), Box<dyn std::error::Error>> {
+    let (before, steps) = WATCHED;
+    let options =
+        GenerateOptions { max_new_tokens: before + steps, cuda_graph: false, ..options.clone() };
+    let (mut tokens, mut profile, mut failure) = (0, None, None);
+    generate_streaming(model, prompts, &options, &mut |step: &Step<'_>| {
+        if step.sequence == 0 {
+            tokens += 1;
+            if tokens == before {
+                match torch_bridge::profiler::Profile::start(model.options().device) {
+                    Ok(started) => profile = Some(started),
+                    Err(error) => failure = Some(error),
+                }
+            }
+        }
+        failure.is_none()
+    })?;
+    let profile = match (profile, failure) {
+        (Some(profile), None) => profile,
+        (_, Some(error)) => return Err(error.into()),
+        (None, None) => return Err("the model is made for too few tokens to watch any".into()),
+    };
+    let folder = super::folder(arguments, recipe);
+    fs::create_dir_all(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+    let trace = folder.join("decode.json");
+    profile.finish(&trace)?;
+    let table = Table::read(&trace, steps as u64, ceilings)?;
+    Ok((trace, table))
 }

@@ -24,10 +24,7 @@ pub(super) fn run(arguments: &Profile) -> Outcome {
     let trainer: TrainerConfig = recipe.section()?.unwrap_or(hymba_plus::registry::parse_config(json!({}))?);
     let device = trainer.device.resolve()?;
     let ceilings = Ceilings::measure(device)?;
-    let folder = arguments
-        .run_dir
-        .clone()
-        .unwrap_or_else(|| PathBuf::from("runs").join(format!("{}-profile", recipe.name())));
+    let folder = folder(arguments, &recipe);
     let window = Window {
         warm_up: arguments.warm_up.get(),
         steps: arguments.steps.get(),
@@ -71,6 +68,12 @@ pub(super) fn run(arguments: &Profile) -> Outcome {
         output::line(&format!("trace {} (chrome://tracing, ui.perfetto.dev)", profiled.trace.display()));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Where table and trace go.
+fn folder(arguments: &Profile, recipe: &Recipe) -> PathBuf {
+    let name = format!("{}-profile", recipe.name());
+    arguments.run_dir.clone().unwrap_or_else(|| PathBuf::from("runs").join(name))
 }
 
 /// How fast steps are, operation by operation and without a profiler.
