@@ -4,7 +4,7 @@
 mod common;
 
 use common::{Noise, gradcheck, outcome};
-use kernels::rms_norm::{RmsNorm, rms_norm};
+use kernels::rms_norm::{self, RmsNorm, rms_norm};
 use kernels::rms_norm_sum::rms_norm_sum;
 use tch::{Kind, Tensor};
 
@@ -84,4 +84,37 @@ fn the_sum_of_normed_branches_is_the_sum_of_norms_and_its_gradients_are_exact() 
     let (x, weight) = (&inputs[0].1, &inputs[3].1);
     assert!(rms_norm_sum(&[], &[], 0.0).is_err());
     assert!(rms_norm_sum(&[x, x], &[weight], 0.0).unwrap_err().to_string().contains("one for each branch"));
+}
+
+/// The fast path against the definition: every width around a vector's, rows around a tile's, with and without a residual.
+#[test]
+fn the_fast_path_is_as_near_as_the_definition() {
+    for (rows, d) in [(1, 1), (1, 768), (3, 7), (63, 16), (64, 17), (65, 33), (200, 256), (5, 4097)] {
+        for residual in [false, true] {
+            let mut noise = Noise((rows * 131 + d) as u64);
+            let mut inputs = vec![("x", noise.tensor(&[rows, d])), ("weight", noise.tensor(&[d]))];
+            if residual {
+                inputs.push(("residual", noise.tensor(&[rows, d])));
+            }
+            let run = |definition: bool| {
+                move |tensors: &[Tensor]| {
+                    let args = RmsNorm {
+                        x: &tensors[0],
+                        weight: &tensors[1],
+                        residual: tensors.get(2),
+                        eps: 1e-3,
+                        output: None,
+                    };
+                    if definition { rms_norm::reference(&args) } else { rms_norm::rms_norm(&args) }
+                }
+            };
+            let single: Vec<_> = inputs.iter().map(|(name, x)| (*name, x.to_kind(Kind::Float))).collect();
+            let truth: Vec<_> = single.iter().map(|(name, x)| (*name, x.to_kind(Kind::Double))).collect();
+            let truth = outcome(&truth, Kind::Double, &run(true));
+            let peer = outcome(&single, Kind::Double, &run(true));
+            let ours = outcome(&single, Kind::Double, &run(false));
+            ours.assert_as_near_as(&peer, &truth, &format!("{rows} x {d}, residual {residual}"));
+            outcome(&single, Kind::Double, &run(false)).assert_equal(&ours, "again");
+        }
+    }
 }

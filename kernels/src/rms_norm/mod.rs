@@ -2,12 +2,13 @@
 //!
 //! `h = x + residual`, `y = h / sqrt(mean(h^2) + eps) * weight` over the last dimension (Zhang & Sennrich 2019).
 
+mod cpu;
 mod cuda;
 mod reference;
 
 pub(crate) use cuda::ROWS;
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 use torch_bridge::Result;
 
 use crate::operands::Operands;
@@ -42,6 +43,9 @@ pub fn rms_norm(args: &RmsNorm<'_>) -> Result<(Tensor, Tensor)> {
         && let Some(outputs) = cuda::rms_norm(args)?
     {
         return Ok(outputs);
+    }
+    if policy::fast() && args.x.device() == Device::Cpu && args.x.numel() > 0 && cpu::takes(args) {
+        return cpu::rms_norm(args);
     }
     reference::rms_norm(args)
 }

@@ -6,11 +6,12 @@
 mod cuda;
 mod reference;
 
-use tch::Tensor;
+use tch::{Device, Tensor};
 use torch_bridge::Result;
 
 use crate::operands::Operands;
 use crate::policy;
+use crate::rms_norm::{RmsNorm, rms_norm};
 
 /// The sum `[.., d]` in the branches' type, in one pass on a GPU; computed in f32 (f64 if they are). Differentiable in
 /// branches and weights.
@@ -28,7 +29,23 @@ pub fn rms_norm_sum(branches: &[&Tensor], weights: &[&Tensor], eps: f64) -> Resu
     {
         return Ok(y);
     }
+    if policy::fast() && first.device() == Device::Cpu && first.numel() > 0 {
+        return one_by_one(branches, weights, eps);
+    }
     reference::rms_norm_sum(branches, weights, eps)
+}
+
+/// The sum of norms, each in a pass.
+fn one_by_one(branches: &[&Tensor], weights: &[&Tensor], eps: f64) -> Result<Tensor> {
+    let mut sum: Option<Tensor> = None;
+    for (x, weight) in branches.iter().zip(weights) {
+        let (y, _) = rms_norm(&RmsNorm { x, residual: None, weight, eps, output: None })?;
+        sum = Some(match sum {
+            Some(sum) => sum.f_add(&y)?,
+            None => y,
+        });
+    }
+    sum.ok_or_else(|| torch_bridge::Error::other("rms_norm_sum: no branch to sum"))
 }
 
 /// The definition that [`rms_norm_sum`] is tested against: plain tensor operations, on any device.

@@ -110,8 +110,7 @@ fn watched(
     ceilings: &Ceilings,
 ) -> Result<(PathBuf, Table), Box<dyn std::error::Error>> {
     let (before, steps) = WATCHED;
-    let options =
-        GenerateOptions { max_new_tokens: before + steps, cuda_graph: false, ..options.clone() };
+    let options = GenerateOptions { max_new_tokens: before + steps, cuda_graph: false, ..options.clone() };
     let (mut tokens, mut profile, mut failure) = (0, None, None);
     generate_streaming(model, prompts, &options, &mut |step: &Step<'_>| {
         if step.sequence == 0 {
