@@ -1,6 +1,10 @@
 //! `kind: adamw`: Adam with decoupled weight decay (Loshchilov & Hutter 2019), one fused call per group.
 
-use hymba_plus::{component_config, params::Parameters, register};
+use hymba_plus::{
+    component_config,
+    params::{Parameter, Parameters},
+    register,
+};
 use tch::{Device, Kind, Tensor};
 use torch_bridge::optim::{FusedAdamW, fused_adamw_};
 
@@ -57,25 +61,32 @@ impl OptimizerSpec for AdamW {
     }
 
     fn build(&self, parameters: &Parameters) -> Result<Box<dyn Optimizer>, OptimizerError> {
-        self.check()?;
-        let mut groups: Vec<Group> = Vec::new();
-        for parameter in parameters.trained() {
-            let tensor = parameter.tensor.shallow_clone();
-            let key =
-                Key { decay: parameter.plan.weight_decay, device: tensor.device(), kind: tensor.kind() };
-            let index = groups.iter().position(|group| group.key == key).unwrap_or_else(|| {
-                groups.push(Group::new(key));
-                groups.len() - 1
-            });
-            let group = &mut groups[index];
-            group.names.push(parameter.plan.name.clone());
-            group.exp_avgs.push(tensor.f_zeros_like()?.f_detach()?);
-            group.exp_avg_sqs.push(tensor.f_zeros_like()?.f_detach()?);
-            group.params.push(tensor);
-        }
-        let steps = Tensor::f_zeros([], (Kind::Int64, Device::Cpu))?;
-        Ok(Box::new(Built { config: self.clone(), groups, steps }))
+        over(self, parameters.trained())
     }
+}
+
+/// AdamW over some of the parameters.
+pub(super) fn over<'a>(
+    config: &AdamW,
+    parameters: impl Iterator<Item = &'a Parameter>,
+) -> Result<Box<dyn Optimizer>, OptimizerError> {
+    config.check()?;
+    let mut groups: Vec<Group> = Vec::new();
+    for parameter in parameters {
+        let tensor = parameter.tensor.shallow_clone();
+        let key = Key { decay: parameter.plan.weight_decay, device: tensor.device(), kind: tensor.kind() };
+        let index = groups.iter().position(|group| group.key == key).unwrap_or_else(|| {
+            groups.push(Group::new(key));
+            groups.len() - 1
+        });
+        let group = &mut groups[index];
+        group.names.push(parameter.plan.name.clone());
+        group.exp_avgs.push(tensor.f_zeros_like()?.f_detach()?);
+        group.exp_avg_sqs.push(tensor.f_zeros_like()?.f_detach()?);
+        group.params.push(tensor);
+    }
+    let steps = Tensor::f_zeros([], (Kind::Int64, Device::Cpu))?;
+    Ok(Box::new(Built { config: config.clone(), groups, steps }))
 }
 
 /// What the parameters of one fused call have in common.

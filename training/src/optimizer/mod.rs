@@ -1,8 +1,10 @@
 //! Optimizers: what turns gradients into changes of parameters, with a state that can be saved by name.
 
 mod adamw;
+mod muon;
 
 pub use adamw::AdamW;
+pub use muon::{Muon, Scale};
 
 use hymba_plus::params::Parameters;
 use tch::Tensor;
@@ -22,6 +24,16 @@ pub enum OptimizerError {
         value: f64,
         /// What would be right.
         expected: &'static str,
+    },
+    /// A pattern of parameters is none.
+    #[error(
+        "optimizer: `{pattern}` is no pattern of parameter names: {message}; write one like `layers.*.conv.weight`"
+    )]
+    Pattern {
+        /// What was given.
+        pattern: String,
+        /// What is wrong with it.
+        message: String,
     },
     /// libtorch failed.
     #[error("optimizer: {0}")]
