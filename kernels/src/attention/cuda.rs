@@ -238,17 +238,14 @@ pub(super) fn readable(x: &Tensor) -> Result<Tensor> {
 impl Node {
     fn parts(&self, joined: &Tensor, meta: Option<&Tensor>) -> Result<Parts> {
         let front = self.sizes.meta;
-        Ok(match meta {
-            Some(meta) => {
-                Parts { meta: (front > 0).then(|| readable(meta)).transpose()?, others: readable(joined)? }
-            }
-            None => {
-                let joined = readable(joined)?;
-                let others = joined.f_narrow(2, front, self.sizes.cached + self.sizes.time)?;
-                let meta = (front > 0).then(|| joined.f_narrow(2, 0, front)).transpose()?;
-                Parts { meta, others }
-            }
-        })
+        if let Some(meta) = meta {
+            let meta = (front > 0).then(|| readable(meta)).transpose()?;
+            return Ok(Parts { meta, others: readable(joined)? });
+        }
+        let joined = readable(joined)?;
+        let others = joined.f_narrow(2, front, self.sizes.cached + self.sizes.time)?;
+        let meta = (front > 0).then(|| joined.f_narrow(2, 0, front)).transpose()?;
+        Ok(Parts { meta, others })
     }
 
     /// Queries, keys and values.
