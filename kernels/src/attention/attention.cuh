@@ -365,6 +365,7 @@ template <typename Load> DEVICE void tile_wait(const Ring& ring, bool more, Load
 }
 
 DEVICE void release(const Ring& ring, int stage) {
+    __syncwarp();
     if (threadIdx.x % 32 == 0)
         asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(ring.barriers + (STAGES + stage) * 8) : "memory");
 }

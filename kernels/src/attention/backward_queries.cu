@@ -1,5 +1,6 @@
 // Softmax attention, backward: the gradient of the queries. See backward_keys.cu for the equations.
-#define MAY_BE_APART 1
+// Two blocks of a multiprocessor take turns as well as warpgroups of one.
+#define MAY_BE_APART 0
 #define APART_WARPS (DQK > 64 ? 8 : 12)
 #define APART_STAGES 3
 #define TOGETHER_BLOCKS (DQK + DV <= 192 ? 2 : 1)

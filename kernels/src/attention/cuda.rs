@@ -6,7 +6,7 @@ use torch_bridge::guards::{Autocast, is_grad_enabled};
 use torch_bridge::{Error, Result};
 
 use super::mask::Bounds;
-use super::{Attention, definition};
+use super::{Attention, plain};
 use crate::cuda::launch::{Launch, Shape, blocks};
 use crate::cuda::sums::Sums;
 use crate::cuda::{self, COMMON, Define, Header, Loaded, Unavailable, Value, program};
@@ -150,7 +150,7 @@ impl Kernels {
     }
 }
 
-/// What the definition needs besides tensors that are differentiated.
+/// What tensor operations need besides tensors that are differentiated.
 struct Again {
     meta: i64,
     cached: i64,
@@ -180,7 +180,7 @@ impl Again {
         }
     }
 
-    fn definition(&self, inputs: &[Tensor], scale: f64) -> Result<Tensor> {
+    fn plainly(&self, inputs: &[Tensor], scale: f64) -> Result<Tensor> {
         let [query, key, value, meta @ ..] = inputs else { return Err(missing()) };
         let meta = if let [key, value] = meta { Some([key, value]) } else { None };
         let visibility = super::Visibility {
@@ -195,7 +195,7 @@ impl Again {
         };
         let visibility = &visibility;
         let scale = Some(scale);
-        definition(&Attention { query, key, value, meta, codes: None, visibility, scale, dropout: 0.0 })
+        plain::attention(&Attention { query, key, value, meta, codes: None, visibility, scale, dropout: 0.0 })
     }
 }
 
@@ -334,7 +334,7 @@ impl Function for Node {
             return Ok(inputs.iter().map(|_| None).collect());
         };
         let again = || {
-            let y = self.again.definition(inputs, self.scale)?;
+            let y = self.again.plainly(inputs, self.scale)?;
             let second = y.f_detach()?;
             Ok((y, second))
         };

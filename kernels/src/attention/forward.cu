@@ -1,6 +1,7 @@
 // Softmax attention over meta keys, old keys and new keys, forward (after Dao 2023, arXiv 2307.08691): a block keeps ROWS
 // queries of one head while tiles of keys and values stream by, with a running maximum and sum for each query.
-#define MAY_BE_APART 1
+// Two blocks of a multiprocessor take turns better than warpgroups of one.
+#define MAY_BE_APART 0
 #define APART_WARPS 12
 #define APART_STAGES 4
 #define TOGETHER_BLOCKS 2
