@@ -26,7 +26,7 @@ def strides(x):
 class Attention:
     """Kernels for one pair of widths. q, k, v are [batch, heads, time, width], meta keys [batch or 1, ..]."""
 
-    def __init__(self, dqk, dv, wgmma=None, ragged=0, forward=None, backward=None, **more):
+    def __init__(self, dqk, dv, wgmma=None, ragged=0, forward=None, backward=None, keys=None, **more):
         if os.environ.get("COMPILE_ONLY"):
             Module = lambda path, defines, **more: compile(path, 90, defines, **more)
         else:
@@ -36,7 +36,8 @@ class Attention:
             widths["WGMMA"] = int(wgmma)
         self.dqk, self.dv = dqk, dv
         self.f = Module("attention/forward.cu", {**widths, **(forward or {})}, specific=True, **more)
-        self.b = Module("attention/backward.cu", {**widths, **(backward or {})}, specific=True, **more)
+        self.b = Module("attention/backward_queries.cu", {**widths, **(backward or {})}, specific=True, **more)
+        self.c = Module("attention/backward_keys.cu", {**widths, **(keys or {})}, specific=True, **more)
 
     def common(self, q, meta_k, meta_v, k, v):
         return [*strides(q), *strides(meta_k), *strides(meta_v), *strides(k), *strides(v)]
@@ -59,7 +60,7 @@ class Attention:
         b, h, t, d = q.shape
         g, n = k.shape[1:3]
         scale = scale or 1 / math.sqrt(d)
-        rows = self.b.constant("attention_backward_rows")
+        b_rows, c_rows = self.b.constant("attention_backward_queries_rows"), self.c.constant("attention_backward_keys_rows")
         dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
         if self.poison:
             for x in (dq, dk, dv):
@@ -72,13 +73,14 @@ class Attention:
         y = y.transpose(1, 2)
         assert y.is_contiguous()
         if only != "keys":
-            self.b.launch("attention_backward_queries", (b * h * -(-t // rows),), self.b.constant("attention_backward_threads"),
+            self.b.launch("attention_backward_queries", (b * h * -(-t // b_rows),), self.b.constant("attention_backward_queries_threads"),
                           self.b.constant("attention_backward_queries_shared"), *self.common(q, meta_k, meta_v, k, v), y, lse,
                           *strides(dy), *strides(dq), delta, queries, keys, holes, *tail)
         parts = [n - t, t] if queries is not None else [n]
-        blocks = b * h * -(-m // rows) + b * g * sum(-(-x // rows) for x in parts)
+        blocks = b * h * -(-m // c_rows) + b * g * sum(-(-x // c_rows) for x in parts)
         if only != "queries":
-            self.b.launch("attention_backward_keys", (blocks,), self.b.constant("attention_backward_threads"), self.b.constant("attention_backward_keys_shared"),
+            self.c.launch("attention_backward_keys", (blocks,), self.c.constant("attention_backward_keys_threads"),
+                          self.c.constant("attention_backward_keys_shared"),
                           *self.common(q, meta_k, meta_v, k, v), lse, delta, *strides(dy), *strides(dk), *strides(dv), meta_dk,
                           meta_dv, queries, keys, holes, b, *tail)
         if not m:

@@ -5,7 +5,8 @@ import sys
 
 import torch
 
-from attention import Attention
+from attention import LOG2E, Attention, float32, strides
+from nvrtc import Module, compile
 from time_scan import median
 
 BF = torch.bfloat16
@@ -35,7 +36,7 @@ def flex(b, t, h, g, dqk, dv, meta, window):
     rnd = lambda *s: torch.randn(*s, device="cuda").to(BF).transpose(1, 2)
     q, k, v, dy = (x.requires_grad_() for x in (rnd(b, n, h, dqk), rnd(b, n, g, dqk), rnd(b, n, g, dv), rnd(b, n, h, dv)))
     best = None
-    for halves in (False, True):
+    for halves in (False, True)[:2 if "--halves" in sys.argv else 1]:
         def call():
             if not halves:
                 return compiled(q, k, v, block_mask=block, enable_gqa=True)
@@ -89,10 +90,56 @@ def causal(b, t, h, g, d, **more):
     ours(b, t, h, g, d, d, 0, None, **more)
 
 
+def decode(b, h, g, dqk, dv, meta, cached, bits=0):
+    """One token, beside libtorch's product with a mask over a cache with the meta keys in front."""
+    import math
+    import torch.nn.functional as F
+    group = min(h // g, 8)
+    defines = dict(DQK=dqk, DV=dv, GROUP=group, BITS=bits, RAGGED=0)
+    if "COMPILE_ONLY" in os.environ:
+        return compile("attention/decode.cu", 90, defines, specific=True)
+    module = Module("attention/decode.cu", defines, specific=True)
+    rnd = lambda *s: torch.randn(*s, device="cuda").to(BF)
+    size = 32
+    coded = (cached - 128) // size * size if bits else 0
+    q, mk, mv = rnd(b, h, dqk), rnd(1, g, meta, dqk), rnd(1, g, meta, dv)
+    k, v = rnd(b, g, cached - coded + 1, dqk), rnd(b, g, cached - coded + 1, dv)
+    codes = [None, 0, 0] * 6
+    if bits:
+        byte = lambda *s: torch.randint(0, 256, s, device="cuda", dtype=torch.uint8)
+        parts = [byte(b, g, coded // size, size, dqk * bits // 8), rnd(b, g, coded // size, dqk), rnd(b, g, coded // size, dqk),
+                 byte(b, g, coded // size, size, dv * bits // 8), rnd(b, g, coded // size, size), rnd(b, g, coded // size, size)]
+        codes = [y for x in parts for y in (x, x.stride(0), x.stride(1))]
+    keys = meta + cached + 1
+    wanted = max(1, min(132 * 4 // (b * g * -(-(h // g) // 8)), -(-keys // 64)))
+    per = min(-(-keys // wanted), 512)
+    splits = -(-keys // per)
+    y = torch.empty(b, h, dv, device="cuda", dtype=BF)
+    sums, scales = torch.empty(b, h, splits, dv, device="cuda"), torch.empty(b, h, splits, 2, device="cuda")
+
+    def call():
+        module.launch("attention_decode", (splits, g * -(-(h // g) // 8), b), 128, 0, q, q.stride(0), q.stride(1), *strides(mk),
+                      *strides(mv), *strides(k), *strides(v), *codes, None, None, y, sums, scales, meta, coded, size, cached, h,
+                      g, 2**30, per, float32(LOG2E / math.sqrt(dqk)))
+        if splits > 1:
+            module.launch("attention_decode_join", (b * h,), 128, 0, sums, scales, y, splits)
+
+    qq = q.view(b, g, h // g, dqk)
+    join = lambda m, x: torch.cat([m.expand(b, -1, -1, -1), x], 2)
+    kk, vv = join(mk, rnd(b, g, cached + 1, dqk)), join(mv, rnd(b, g, cached + 1, dv))
+    peer = lambda: F.scaled_dot_product_attention(qq, kk, vv)
+    ms, other = median(call), median(peer)
+    read = b * g * ((coded * bits / 8 + (cached + 1 - coded) * 2) * (dqk + dv))
+    print(json.dumps(dict(op="attention decode", device=torch.cuda.get_device_name(), case=f"{b}x{h}/{g} {dqk}/{dv} M{meta} cached {cached} bits {bits}",
+                          ours_ms=round(ms, 4), against="libtorch, joined keys in bf16", against_ms=round(other, 4), ratio=round(other / ms, 2),
+                          floor_share=round(read / 3.0e9 / ms, 3))), flush=True)
+
+
 VARIANTS = [
-    ({}, {}),
-    ({}, dict(STAGES=3, BLOCKS=1)),
-    ({}, dict(WARPS=4, BLOCKS=4, KEY_BLOCKS=2)),
+    dict(),
+    dict(forward=dict(APART=0), backward=dict(APART=0), keys=dict(APART=0)),
+    dict(forward=dict(WARPS=8), backward=dict(WARPS=8), keys=dict(APART=0, WARPS=4, BLOCKS=2)),
+    dict(forward=dict(STAGES=3), backward=dict(STAGES=4), keys=dict(STAGES=2)),
 ]
 HYMBA = (8, 2048, 25, 5, 64, 128, 128, 1024)
 
@@ -100,11 +147,11 @@ if __name__ == "__main__":
     if "COMPILE_ONLY" not in os.environ:
         print(torch.cuda.get_device_name(), torch.__version__)
     if "--variants" in sys.argv:
-        for f, g in VARIANTS:
+        for variant in VARIANTS:
             try:
-                ours(*HYMBA, label=f"f {f} b {g}", forward=f, backward=g)
+                ours(*HYMBA, label=str(variant), **variant)
             except Exception as e:
-                print("failed", f, g, str(e)[:200])
+                print("failed", variant, str(e)[:200])
     if "--flex" in sys.argv:
         peer = flex(*HYMBA)
     else:
@@ -120,6 +167,10 @@ if __name__ == "__main__":
             ops.backward(dy, y, lse, q, mk, mv, k, v, window=window)
         torch.cuda.synchronize()
         sys.exit()
+    if "--decode" in sys.argv:
+        for b in (1, 64):
+            for bits in (0, 8, 4):
+                decode(b, 25, 5, 64, 128, 128, 1024, bits)
     if "--causal" in sys.argv:
         causal(8, 2048, 25, 25, 64)
         causal(8, 2048, 32, 32, 128)

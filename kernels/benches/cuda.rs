@@ -4,6 +4,7 @@
 
 use std::time::Instant;
 
+use kernels::attention::{Attention, Visibility, attention, definition};
 use kernels::linear_cross_entropy::{LinearCrossEntropy, Settings, linear_cross_entropy};
 use kernels::policy::{self, Policy};
 use kernels::rms_norm::{RmsNorm, rms_norm};
@@ -25,6 +26,9 @@ fn main() -> Result<()> {
     policy::set(Policy::Require);
     let wanted = std::env::args().skip(1).find(|argument| !argument.starts_with("--"));
     let is_wanted = |name: &str| wanted.as_ref().is_none_or(|wanted| name.contains(wanted.as_str()));
+    if is_wanted("attention") {
+        attentions()?;
+    }
     if is_wanted("rms_norm") {
         norms()?;
     }
@@ -143,6 +147,67 @@ fn losses() -> Result<()> {
         let case = format!("forward+backward {rows}x{d}x{vocab}, {mine_gb:.2} GB against {other_gb:.2} GB");
         let floor = 6.0 * (rows * d * vocab) as f64 / FLOP_PER_MS;
         print("linear_cross_entropy", &case, mine, "torch linear, cross_entropy", other, floor);
+    }
+    Ok(())
+}
+
+/// Hymba-1.5B's windowed layers, in training and in decoding.
+fn attentions() -> Result<()> {
+    let [heads, kv_heads, width, value, meta, window] = [25, 5, 64, 128, 128, 1024];
+    for (batch, time_, cached) in [(8, 2048, 0), (1, 16_384, 0), (1, 1, 1024), (64, 1, 1024)] {
+        let decoding = time_ == 1;
+        let normal = |shape: &[i64]| {
+            Tensor::randn(shape, (Kind::Float, GPU)).to_kind(Kind::BFloat16).set_requires_grad(!decoding)
+        };
+        let query = normal(&[batch, heads, time_, width]);
+        let keys = cached + time_;
+        let (key, v) = (normal(&[batch, kv_heads, keys, width]), normal(&[batch, kv_heads, keys, value]));
+        let metas = [normal(&[1, kv_heads, meta, width]), normal(&[1, kv_heads, meta, value])];
+        let int = (Kind::Int64, GPU);
+        let (positions, cached_positions) =
+            (Tensor::arange(time_, int).unsqueeze(0) + cached, Tensor::arange(cached, int).unsqueeze(0));
+        let visibility = Visibility {
+            meta,
+            cached,
+            window: Some(window),
+            cached_positions: &cached_positions,
+            positions: &positions,
+            valid: None,
+            document: None,
+            uniform: true,
+        };
+        let args = Attention {
+            query: &query,
+            key: &key,
+            value: &v,
+            meta: Some([&metas[0], &metas[1]]),
+            codes: None,
+            visibility: &visibility,
+            scale: None,
+            dropout: 0.0,
+        };
+        let seen: i64 = (0..time_).map(|i| (cached + i + 1).min(window) + meta).sum();
+        let flop = (2 * batch * heads * seen * (width + value)) as f64;
+        let bytes = (2 * batch * kv_heads * keys * (width + value)) as f64;
+        let (mine, other) = (time(|| attention(&args).map(drop))?, time(|| definition(&args).map(drop))?);
+        let case = format!("{batch}x{time_} {heads}/{kv_heads} {width}/{value} W{window} M{meta}");
+        let floor = (flop / FLOP_PER_MS).max(bytes / BYTES_PER_MS);
+        print("attention", &format!("forward {case}"), mine, "libtorch with a mask", other, floor);
+        if decoding {
+            continue;
+        }
+        let inputs = [&query, &key, &v, &metas[0], &metas[1]];
+        let dy = Tensor::randn([batch, heads, time_, value], (Kind::Float, GPU)).to_kind(Kind::BFloat16);
+        let both = |operation: fn(&Attention<'_>) -> Result<Tensor>| {
+            let dy = dy.shallow_clone();
+            time(move || {
+                let grads = [Some(dy.shallow_clone())];
+                autograd::grad(&[operation(&args)?], Some(&grads), &inputs, GradOptions::default()).map(drop)
+            })
+        };
+        let (mine, other) = (both(attention)?, both(definition)?);
+        let (case, floor) = (format!("forward+backward {case}"), flop * 10.0 / 3.0 / FLOP_PER_MS);
+        print("attention", &case, mine, "libtorch with a mask", other, floor);
     }
     Ok(())
 }

@@ -70,7 +70,7 @@ impl Codes {
     }
 
     /// The groups of a tensor `[batch, ..., groups, tokens, channels]`, as they are; none when there are none.
-    pub fn groups_of(self, state: &State, tensor: &PerToken) -> Result<Option<Quantised>> {
+    pub fn groups_of(state: &State, tensor: &PerToken) -> Result<Option<Quantised>> {
         let [codes, scale, zero] = names(tensor.name).map(|name| state.get(&name));
         let (codes, scale, zero) = (codes?.shallow_clone(), scale?.shallow_clone(), zero?.shallow_clone());
         let none = codes.size()[tensor.shape.len()] == 0;
@@ -80,7 +80,7 @@ impl Codes {
     /// The grouped entries of a tensor `[batch, ..., tokens, channels]`, read back; none when there are none.
     pub fn read(self, state: &State, tensor: &PerToken) -> Result<Option<Tensor>> {
         let at = tensor.tokens();
-        let Some(groups) = self.groups_of(state, tensor)? else { return Ok(None) };
+        let Some(groups) = Self::groups_of(state, tensor)? else { return Ok(None) };
         Ok(Some(dequantise(&groups, self.bits, tensor.shared)?.f_flatten(at, at + 1)?))
     }
 

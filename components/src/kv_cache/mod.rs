@@ -122,7 +122,7 @@ impl TokenMemory {
             let mut parts = Vec::new();
             let prefix = state.get(&meta(tensor.name))?;
             if self.apart {
-                let codes = self.codes.map(|codes| codes.groups_of(state, tensor)).transpose()?.flatten();
+                let codes = self.codes.map(|_| Codes::groups_of(state, tensor)).transpose()?.flatten();
                 apart.push(Apart { meta: prefix.f_to_kind(new.kind())?, codes });
             } else {
                 parts.push(prefix.shallow_clone());

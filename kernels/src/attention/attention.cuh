@@ -9,8 +9,9 @@
 // once and only the functions below differ.
 //
 // Macros: DQK and DV, widths of a head (multiples of 16, at most 128), and RAGGED, 0 or 1. The others have a choice for
-// each architecture: WGMMA, 0 or 1; WARPS of a block; STREAM rows of a tile that is streamed; STAGES, buffers of such
-// tiles; BLOCKS that share a multiprocessor.
+// each architecture: WGMMA and APART, 0 or 1; WARPS that compute; STREAM rows of a tile that is streamed; STAGES, buffers of
+// such tiles; BLOCKS that share a multiprocessor. If APART, one more warpgroup loads the tiles, and the others wait for
+// tiles only, not for each other, so that one multiplies while another makes weights; otherwise all warps load.
 #pragma once
 #include "common.cuh"
 
@@ -29,32 +30,21 @@
 #define STREAM 64
 #endif
 #endif
-#ifdef FORWARD
+#ifndef APART
+#define APART (WGMMA && MAY_BE_APART)
+#endif
 #ifndef WARPS
-#define WARPS 8
+#define WARPS (APART ? APART_WARPS : 8)
 #endif
 #ifndef STAGES
-#define STAGES 2
+#define STAGES (APART ? APART_STAGES : 2)
 #endif
 #ifndef BLOCKS
-#define BLOCKS 2
-#endif
-#else
-#ifndef WARPS
-#define WARPS 8
-#endif
-#ifndef STAGES
-#define STAGES 2
-#endif
-#ifndef BLOCKS
-#define BLOCKS (DQK + DV <= 192 ? 2 : 1)
-#endif
-#ifndef KEY_BLOCKS
-#define KEY_BLOCKS 1
-#endif
+#define BLOCKS (APART ? 1 : TOGETHER_BLOCKS)
 #endif
 
-constexpr int THREADS = 32 * WARPS;
+/// Threads that compute, and all.
+constexpr int THREADS = 32 * WARPS, ALL_THREADS = THREADS + (APART ? 128 : 0);
 /// Rows that a block keeps while tiles stream by.
 constexpr int ROWS = 16 * WARPS;
 /// Rows that skip a tile together.
@@ -82,28 +72,72 @@ DEVICE void copy_chunk(u32 to, const bf16* from, bool there) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0) : "memory");
 }
 
-/// Rows `first ..` of a matrix of `count` rows into a tile, by all threads of the block, without waiting. Rows that it
-/// does not have are zeros.
-template <int R, int WIDTH> DEVICE void load_tile(u32 tile, Matrix from, int first, int count) {
-    constexpr int CHUNKS = WIDTH / 8, STEP = THREADS / CHUNKS;
-    if constexpr (THREADS % CHUNKS == 0 && STEP % 8 == 0) {
-        // A thread has the same chunk of every STEP-th row.
-        int row = threadIdx.x / CHUNKS, chunk = threadIdx.x % CHUNKS, left = count - first - row;
-        u32 to = tile + (chunk / 8) * (R * 128) + row * 128 + ((chunk % 8) ^ (row % 8)) * 16;
-        const bf16* source = from.at + (first + row) * from.row + chunk * 8;
+/// Threads that load streamed tiles.
+constexpr int LOADERS = APART ? 128 : THREADS;
+
+/// Rows `first ..` of a matrix of `count` rows into a tile, by `BY` threads of which this one is `index`, without waiting.
+/// Rows that it does not have are zeros.
+template <int R, int WIDTH, int BY> DEVICE void load_tile(u32 tile, Matrix from, int first, int count, int index) {
+    constexpr int CHUNKS = WIDTH / 8, STEP = BY / CHUNKS;
+    if constexpr (BY % CHUNKS == 0 && (STEP % 8 == 0 || 8 % STEP == 0)) {
+        // A thread has the same chunk of every STEP-th row, which stands at one of PERIOD places in its row.
+        constexpr int PERIOD = STEP % 8 == 0 ? 1 : 8 / STEP;
+        int row = index / CHUNKS, chunk = index % CHUNKS, left = count - first - row;
+        u32 to[PERIOD];
 #pragma unroll
-        for (int i = 0; i < (R + STEP - 1) / STEP; i++)
-            if (R % STEP == 0 || row + i * STEP < R) copy_chunk(to + i * (STEP * 128), source + i * (STEP * from.row), left > i * STEP);
+        for (int i = 0; i < PERIOD; i++)
+            to[i] = tile + (chunk / 8) * (R * 128) + row * 128 + ((chunk % 8) ^ ((row + i * STEP) % 8)) * 16;
+        const bf16* source = from.at + (first + row) * from.row + chunk * 8;
+        i64 stride = STEP * from.row;
+#pragma unroll
+        for (int i = 0; i < (R + STEP - 1) / STEP; i++) {
+            if (R % STEP == 0 || row + i * STEP < R) copy_chunk(to[i % PERIOD] + i * (STEP * 128), source, left > i * STEP);
+            source += stride;
+        }
     } else {
 #pragma unroll
-        for (int i = 0; i < (R * CHUNKS + THREADS - 1) / THREADS; i++) {
-            int index = threadIdx.x + i * THREADS;
-            if ((R * CHUNKS) % THREADS != 0 && index >= R * CHUNKS) break;
-            int row = index / CHUNKS, chunk = index % CHUNKS;
+        for (int i = 0; i < (R * CHUNKS + BY - 1) / BY; i++) {
+            int at = index + i * BY;
+            if ((R * CHUNKS) % BY != 0 && at >= R * CHUNKS) break;
+            int row = at / CHUNKS, chunk = at % CHUNKS;
             u32 to = tile + (chunk / 8) * (R * 128) + row * 128 + ((chunk % 8) ^ (row % 8)) * 16;
             copy_chunk(to, from.at + (first + row) * from.row + chunk * 8, first + row < count);
         }
     }
+}
+
+/// The buffers of streamed tiles, in their order.
+struct Ring {
+    /// Of the barriers: for each buffer one that says that it is full, then for each one that says that it is empty.
+    u32 barriers;
+    int stage, round;
+    /// A buffer that products still read, or -1.
+    int busy;
+
+    DEVICE void advance() {
+        if (++stage == STAGES) stage = 0, round ^= 1;
+    }
+};
+constexpr int RING_BYTES = 2 * STAGES * 8;
+
+DEVICE void barrier_wait(u32 barrier, int round) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile(
+        "{\n.reg .pred p;\nAGAIN:\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@p bra DONE;\nbra AGAIN;\nDONE:\n}\n" ::"r"(barrier),
+        "r"(round)
+        : "memory");
+#endif
+}
+
+DEVICE Ring make_ring(u32 barriers) {
+    if (APART) {
+        if (threadIdx.x < 2 * STAGES) {
+            int arrivals = threadIdx.x < STAGES ? LOADERS : WARPS;
+            asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barriers + threadIdx.x * 8), "r"(arrivals) : "memory");
+        }
+        __syncthreads();
+    }
+    return {barriers, 0, 0, -1};
 }
 
 DEVICE u32 pack(float low, float high) {
@@ -137,15 +171,6 @@ DEVICE void load_matrices(u32 (&a)[4], u32 address) {
                  : "memory");
 }
 
-/// The left factor `[16 rows of this warp, K]` from a tile of `R` rows.
-template <int R, int K> DEVICE void load_factor(u32 (&a)[K / 16][4], u32 tile) {
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    u32 at = tile + (warp * 16 + (lane / 8 % 2) * 8 + lane % 8) * 128;
-#pragma unroll
-    for (int k = 0; k < K / 16; k++)
-        load_matrices(a[k], at + k / 4 * (R * 128) + ((k % 4 * 2 + lane / 16) ^ (lane % 8)) * 16);
-}
-
 #if WGMMA
 
 DEVICE u64 descriptor(u32 address, u32 leading) {
@@ -163,20 +188,20 @@ DEVICE u64 descriptor(u32 address, u32 leading) {
     "%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,"  \
     "%58,%59,%60,%61,%62,%63}"
 
-/// d = a b (+ d if `more`): a from registers.
-template <bool ACROSS> DEVICE void wgmma(float (&d)[8][4], const u32 (&a)[4], u64 b, int more) {
+/// d = a b (+ d if `more`): a from registers, b's rows along the sum.
+DEVICE void wgmma(float (&d)[8][4], const u32 (&a)[4], u64 b, int more) {
     asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
                  "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " NAMES32 ", {%32,%33,%34,%35}, %36, p, 1, 1, %38;\n}\n"
                  : D32
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(more), "n"(ACROSS ? 1 : 0));
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(more), "n"(1));
 }
-template <bool ACROSS> DEVICE void wgmma(float (&d)[16][4], const u32 (&a)[4], u64 b, int more) {
+DEVICE void wgmma(float (&d)[16][4], const u32 (&a)[4], u64 b, int more) {
     asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"
                  "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 " NAMES64 ", {%64,%65,%66,%67}, %68, p, 1, 1, %70;\n}\n"
                  : D64
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(more), "n"(ACROSS ? 1 : 0));
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(more), "n"(1));
 }
-/// The same, a from shared memory, b's columns along the sum.
+/// d = a b^T (+ d if `more`): a from shared memory, b's columns along the sum.
 DEVICE void wgmma(float (&d)[8][4], u64 a, u64 b, int more) {
     asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
                  "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " NAMES32 ", %32, %33, p, 1, 1, 0, 0;\n}\n"
@@ -217,15 +242,10 @@ template <int N, int K, int R> DEVICE void rows_by_rows(float (&d)[N / 8][4], u3
     for (int k = 0; k < K / 16; k++)
         wgmma(d, descriptor(mine + k / 4 * (R * 128) + k % 4 * 32, 0), descriptor(b + k / 4 * (N * 128) + k % 4 * 32, 0), k > 0);
 }
-/// The same, a in registers.
-template <int N, int K> DEVICE void factor_by_rows(float (&d)[N / 8][4], const u32 (&a)[K / 16][4], u32 b) {
+/// d += a b for tile b `[K, N]`.
+template <int N, int K> DEVICE void factor_by_columns(float (&d)[N / 8][4], const u32 (&a)[K / 16][4], u32 b) {
 #pragma unroll
-    for (int k = 0; k < K / 16; k++) wgmma<false>(d, a[k], descriptor(b + k / 4 * (N * 128) + k % 4 * 32, 0), k > 0);
-}
-/// d = a b (+ d if `more`) for tile b `[K, N]`.
-template <int N, int K> DEVICE void factor_by_columns(float (&d)[N / 8][4], const u32 (&a)[K / 16][4], u32 b, bool more = true) {
-#pragma unroll
-    for (int k = 0; k < K / 16; k++) wgmma<true>(d, a[k], descriptor(b + k * 2048, K * 128), k > 0 || more);
+    for (int k = 0; k < K / 16; k++) wgmma(d, a[k], descriptor(b + k * 2048, K * 128), 1);
 }
 
 #else
@@ -274,16 +294,9 @@ template <int N, int K, int R> DEVICE void rows_by_rows(float (&d)[N / 8][4], u3
         step_by_rows<N, K>(d, factor, b, k);
     }
 }
-/// The same, a in registers.
-template <int N, int K> DEVICE void factor_by_rows(float (&d)[N / 8][4], const u32 (&a)[K / 16][4], u32 b) {
-    zero(d);
-#pragma unroll
-    for (int k = 0; k < K / 16; k++) step_by_rows<N, K>(d, a[k], b, k);
-}
-/// d = a b (+ d if `more`) for tile b `[K, N]`.
-template <int N, int K> DEVICE void factor_by_columns(float (&d)[N / 8][4], const u32 (&a)[K / 16][4], u32 b, bool more = true) {
+/// d += a b for tile b `[K, N]`.
+template <int N, int K> DEVICE void factor_by_columns(float (&d)[N / 8][4], const u32 (&a)[K / 16][4], u32 b) {
     int lane = threadIdx.x % 32;
-    if (!more) zero(d);
     u32 at = b + (lane / 8 % 2 * 8 + lane % 8) * 128;
 #pragma unroll
     for (int k = 0; k < K / 16; k++)
@@ -297,6 +310,78 @@ template <int N, int K> DEVICE void factor_by_columns(float (&d)[N / 8][4], cons
 }
 
 #endif
+
+// The protocol of the ring. `load(stage)` loads the next tile with `load_tile`.
+
+/// The loading warpgroup's whole work. It gives up registers, which the others take.
+template <typename Load> DEVICE void load_all(Ring ring, int tiles, Load load) {
+#if APART
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(WARPS == 12 ? 32 : 24));
+#endif
+    for (int tile = 0; tile < tiles; tile++) {
+        // A fresh barrier counts as passed in the round before the first.
+        barrier_wait(ring.barriers + (STAGES + ring.stage) * 8, ring.round ^ 1);
+        load(ring.stage);
+        asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(ring.barriers + ring.stage * 8) : "memory");
+        ring.advance();
+    }
+    copy_async_wait<0>();
+}
+
+/// What the computing warpgroups begin with.
+DEVICE void take_registers() {
+#if APART
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(WARPS == 12 ? 160 : 240));
+#endif
+}
+
+/// Where all warps load: the first tile, together with what the block keeps.
+template <typename Load> DEVICE void load_first(Load load) {
+    if (!APART) load(0);
+    copy_async_commit();
+    if (APART) {
+        // What the block keeps is loaded by the computing warps, for themselves.
+        copy_async_wait<0>();
+        publish();
+        asm volatile("bar.sync 1, %0;" ::"n"(THREADS) : "memory");
+    }
+}
+
+/// Waits for the ring's next tile. Where all warps load, the one after it is loaded, if there is `more`; no product may
+/// read that buffer any more.
+template <typename Load> DEVICE void tile_wait(const Ring& ring, bool more, Load load) {
+    if (APART) {
+        barrier_wait(ring.barriers + ring.stage * 8, ring.round);
+        publish();
+    } else {
+        // Of two buffers, the next tile's was read by the products before.
+        if (STAGES == 2) wait<0>();
+        copy_async_wait<0>();
+        publish();
+        __syncthreads();
+        if (more) load(ring.stage + 1 == STAGES ? 0 : ring.stage + 1);
+        copy_async_commit();
+    }
+}
+
+DEVICE void release(const Ring& ring, int stage) {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0)
+        asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(ring.barriers + (STAGES + stage) * 8) : "memory");
+}
+
+/// All products that read the last tile are done.
+DEVICE void tile_free(Ring& ring) {
+    if (APART && ring.busy >= 0) release(ring, ring.busy);
+    ring.busy = -1;
+}
+
+/// This tile is the last one that was waited for; `used` by products that are not done.
+DEVICE void tile_next(Ring& ring, bool used) {
+    if (used) ring.busy = ring.stage;
+    else if (APART) release(ring, ring.stage);
+    ring.advance();
+}
 
 // Who sees whom.
 //

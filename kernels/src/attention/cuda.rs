@@ -6,7 +6,7 @@ use torch_bridge::guards::{Autocast, is_grad_enabled};
 use torch_bridge::{Error, Result};
 
 use super::mask::Bounds;
-use super::{Attention, definition};
+use super::{Attention, plain};
 use crate::cuda::launch::{Launch, Shape, blocks};
 use crate::cuda::sums::Sums;
 use crate::cuda::{self, COMMON, Define, Header, Loaded, Unavailable, Value, program};
@@ -15,7 +15,8 @@ use crate::second;
 static TILES: Header = Header { name: "attention.cuh", text: include_str!("attention.cuh") };
 
 program!(FORWARD = "attention/forward.cu", headers: &[&COMMON, &TILES], specific: true, variants: VARIANTS);
-program!(BACKWARD = "attention/backward.cu", headers: &[&COMMON, &TILES], specific: true, variants: VARIANTS);
+program!(BACKWARD_QUERIES = "attention/backward_queries.cu", headers: &[&COMMON, &TILES], specific: true, variants: VARIANTS);
+program!(BACKWARD_KEYS = "attention/backward_keys.cu", headers: &[&COMMON, &TILES], specific: true, variants: VARIANTS);
 
 /// Wide and narrow heads, with and without rows that differ.
 const VARIANTS: &[&[Define]] =
@@ -117,7 +118,14 @@ impl Sizes {
 struct Kernels {
     forward: &'static Loaded,
     /// Only where gradients may be asked for.
-    backward: Option<(&'static Loaded, Sums)>,
+    backward: Option<Backward>,
+}
+
+#[derive(Clone, Copy)]
+struct Backward {
+    queries: &'static Loaded,
+    keys: &'static Loaded,
+    sums: Sums,
 }
 
 impl Kernels {
@@ -132,13 +140,17 @@ impl Kernels {
         }
         let defines = variant([sizes.key, sizes.value, ragged.into()]);
         let backward = graph
-            .then(|| Ok::<_, Unavailable>((BACKWARD.on(device, &defines)?, Sums::on(device)?)))
+            .then(|| {
+                let (queries, keys) =
+                    (BACKWARD_QUERIES.on(device, &defines)?, BACKWARD_KEYS.on(device, &defines)?);
+                Ok::<_, Unavailable>(Backward { queries, keys, sums: Sums::on(device)? })
+            })
             .transpose()?;
         Ok(Self { forward: FORWARD.on(device, &defines)?, backward })
     }
 }
 
-/// What the definition needs besides tensors that are differentiated.
+/// What tensor operations need besides tensors that are differentiated.
 struct Again {
     meta: i64,
     cached: i64,
@@ -168,7 +180,7 @@ impl Again {
         }
     }
 
-    fn definition(&self, inputs: &[Tensor], scale: f64) -> Result<Tensor> {
+    fn plainly(&self, inputs: &[Tensor], scale: f64) -> Result<Tensor> {
         let [query, key, value, meta @ ..] = inputs else { return Err(missing()) };
         let meta = if let [key, value] = meta { Some([key, value]) } else { None };
         let visibility = super::Visibility {
@@ -183,7 +195,7 @@ impl Again {
         };
         let visibility = &visibility;
         let scale = Some(scale);
-        definition(&Attention { query, key, value, meta, codes: None, visibility, scale, dropout: 0.0 })
+        plain::attention(&Attention { query, key, value, meta, codes: None, visibility, scale, dropout: 0.0 })
     }
 }
 
@@ -226,17 +238,14 @@ pub(super) fn readable(x: &Tensor) -> Result<Tensor> {
 impl Node {
     fn parts(&self, joined: &Tensor, meta: Option<&Tensor>) -> Result<Parts> {
         let front = self.sizes.meta;
-        Ok(match meta {
-            Some(meta) => {
-                Parts { meta: (front > 0).then(|| readable(meta)).transpose()?, others: readable(joined)? }
-            }
-            None => {
-                let joined = readable(joined)?;
-                let others = joined.f_narrow(2, front, self.sizes.cached + self.sizes.time)?;
-                let meta = (front > 0).then(|| joined.f_narrow(2, 0, front)).transpose()?;
-                Parts { meta, others }
-            }
-        })
+        if let Some(meta) = meta {
+            let meta = (front > 0).then(|| readable(meta)).transpose()?;
+            return Ok(Parts { meta, others: readable(joined)? });
+        }
+        let joined = readable(joined)?;
+        let others = joined.f_narrow(2, front, self.sizes.cached + self.sizes.time)?;
+        let meta = (front > 0).then(|| joined.f_narrow(2, 0, front)).transpose()?;
+        Ok(Parts { meta, others })
     }
 
     /// Queries, keys and values.
@@ -325,32 +334,33 @@ impl Function for Node {
             return Ok(inputs.iter().map(|_| None).collect());
         };
         let again = || {
-            let y = self.again.definition(inputs, self.scale)?;
+            let y = self.again.plainly(inputs, self.scale)?;
             let second = y.f_detach()?;
             Ok((y, second))
         };
         if let Some(gradients) = second::differentiable(inputs, grads, again) {
             return gradients;
         }
-        let (loaded, sums) =
+        let Backward { queries, keys, sums } =
             self.kernels.backward.ok_or_else(|| Error::other("attention: no backward was loaded"))?;
         let (q, k, v) = self.operands(inputs)?;
         let dy = readable(dy)?;
         let Sizes { batch, heads, kv_heads, time, key, value, meta, cached, .. } = self.sizes;
-        let (group, rows) = (heads / kv_heads, i64::from(loaded.constant("attention_backward_rows")?));
+        let group = heads / kv_heads;
         let float = (Kind::Float, q.device());
         let (dq, delta) = (q.f_empty_like()?, lse.f_empty_like()?);
         let (scale, scale2) = (self.scale as f32, (self.scale * std::f64::consts::LOG2_E) as f32);
 
-        let launch = strided_parts(loaded.kernel("attention_backward_queries")?, &q, &k, &v)
+        let launch = strided_parts(queries.kernel("attention_backward_queries")?, &q, &k, &v)
             .tensor(y, Kind::BFloat16)
             .tensor(lse, Kind::Float);
         let launch = strided(strided(launch, &dy), &dq).tensor(&delta, Kind::Float);
         let launch = self.sized(self.bounded(launch)).f32(scale).f32(scale2);
-        let name = ["attention_backward_queries_shared", "attention_backward_threads"];
+        let name = ["attention_backward_queries_shared", "attention_backward_queries_threads"];
+        let rows = i64::from(queries.constant("attention_backward_queries_rows")?);
         let grid = batch * heads * ceiling(time, rows);
         // SAFETY: as in the forward; the gradient has the output's shape, and readable rows.
-        unsafe { launch.run(shape(loaded, grid, name[0], name[1])?) }?;
+        unsafe { launch.run(shape(queries, grid, name[0], name[1])?) }?;
 
         let joined = inputs.len() == 3;
         let front = if joined { meta } else { 0 };
@@ -362,22 +372,23 @@ impl Function for Node {
             (dk.f_narrow(2, front, cached + time)?, dv.f_narrow(2, front, cached + time)?);
         let part = |width| Tensor::f_empty([batch, group, kv_heads, meta, width], float);
         let (meta_dk, meta_dv) = (part(key)?, part(value)?);
-        let launch = strided_parts(loaded.kernel("attention_backward_keys")?, &q, &k, &v)
+        let launch = strided_parts(keys.kernel("attention_backward_keys")?, &q, &k, &v)
             .tensor(lse, Kind::Float)
             .tensor(&delta, Kind::Float);
         let launch = strided(strided(strided(launch, &dy), &others_dk), &others_dv)
             .tensor(&meta_dk, Kind::Float)
             .tensor(&meta_dv, Kind::Float);
         let launch = self.sized(self.bounded(launch).i64(batch)).f32(scale).f32(scale2);
+        let rows = i64::from(keys.constant("attention_backward_keys_rows")?);
         let others = if self.bounds.is_some() {
             ceiling(cached, rows) + ceiling(time, rows)
         } else {
             ceiling(cached + time, rows)
         };
         let grid = batch * heads * ceiling(meta, rows) + batch * kv_heads * others;
-        let name = ["attention_backward_keys_shared", "attention_backward_threads"];
+        let name = ["attention_backward_keys_shared", "attention_backward_keys_threads"];
         // SAFETY: as above.
-        unsafe { launch.run(shape(loaded, grid, name[0], name[1])?) }?;
+        unsafe { launch.run(shape(keys, grid, name[0], name[1])?) }?;
 
         let mut gradients = vec![Some(dq)];
         let mut of_meta = Vec::new();

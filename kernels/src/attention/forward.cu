@@ -1,29 +1,33 @@
 // Softmax attention over meta keys, old keys and new keys, forward (after Dao 2023, arXiv 2307.08691): a block keeps ROWS
 // queries of one head while tiles of keys and values stream by, with a running maximum and sum for each query.
-#define FORWARD
+// Two blocks of a multiprocessor take turns better than warpgroups of one.
+#define MAY_BE_APART 0
+#define APART_WARPS 12
+#define APART_STAGES 4
+#define TOGETHER_BLOCKS 2
 #include "attention.cuh"
 
 constexpr int QUERY_BYTES = tile_bytes(ROWS, DQK);
 constexpr int KEY_BYTES = tile_bytes(STREAM, DQK);
 constexpr int STAGE = KEY_BYTES + tile_bytes(STREAM, DV);
 /// Tiles begin at multiples of 1024 bytes, dynamic shared memory at any of 16.
-extern "C" __device__ __constant__ int attention_forward_shared = QUERY_BYTES + STAGES * STAGE + 1024;
+extern "C" __device__ __constant__ int attention_forward_shared = QUERY_BYTES + STAGES * STAGE + RING_BYTES + 1024;
 extern "C" __device__ __constant__ int attention_forward_rows = ROWS;
-extern "C" __device__ __constant__ int attention_forward_threads = THREADS;
+extern "C" __device__ __constant__ int attention_forward_threads = ALL_THREADS;
 
 /// Exponents may be this much above zero before sums are scaled anew.
 constexpr float SLACK = 8.0f;
 
 /// y = softmax(scale q k^T) v, and the base-2 logarithm of the sum of exponentials.
 ///
-/// Grid: batch * heads * ceil(time / ROWS) blocks of THREADS threads; `attention_forward_shared`.
+/// Grid: batch * heads * ceil(time / ROWS) blocks of ALL_THREADS threads; `attention_forward_shared`.
 /// q bf16 [batch, heads, time, DQK] with strides of batch, head and time; meta_k, meta_v bf16 [batch or 1, kv_heads, meta,
 /// DQK / DV], likewise (batch stride 0 for 1); k, v bf16 [batch, kv_heads, cached + time, DQK / DV], likewise; all rows
 /// contiguous and at multiples of 16 bytes.
 /// y bf16 [batch, time, heads, DV], contiguous. lse float [batch, heads, time] or null.
 /// queries int [batch, time, 4], keys int [batch, cached + time]: see attention.cuh; both null unless RAGGED.
 /// `scale`: times log2(e).
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+extern "C" __global__ void __launch_bounds__(ALL_THREADS, BLOCKS)
     attention_forward(const bf16* q, i64 q_batch, i64 q_head, i64 q_row, const bf16* meta_k, i64 meta_k_batch, i64 meta_k_head,
                       i64 meta_k_row, const bf16* meta_v, i64 meta_v_batch, i64 meta_v_head, i64 meta_v_row, const bf16* k,
                       i64 k_batch, i64 k_head, i64 k_row, const bf16* v, i64 v_batch, i64 v_head, i64 v_row, bf16* y,
@@ -60,14 +64,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
         if (RAGGED && tile < between) return key = (tile - meta_tiles) * STREAM, OLD;
         return key = fresh_first + (tile - between) * STREAM, FRESH;
     };
-    auto load = [&](int tile) {
+    int next = 0, loader = APART ? threadIdx.x % 128 : threadIdx.x;
+    auto load = [&](int stage) {
         int key;
-        Part part = part_of(tile, key);
-        u32 to = shared + QUERY_BYTES + tile % STAGES * STAGE;
+        Part part = part_of(next++, key);
+        u32 to = shared + QUERY_BYTES + stage * STAGE;
         int count = part == META ? p.meta : part == OLD ? p.old : p.fresh;
-        load_tile<STREAM, DQK>(to, part == META ? meta_keys : part == OLD ? old_keys : new_keys, key, count);
-        load_tile<STREAM, DV>(to + KEY_BYTES, part == META ? meta_values : part == OLD ? old_values : new_values, key, count);
+        load_tile<STREAM, DQK, LOADERS>(to, part == META ? meta_keys : part == OLD ? old_keys : new_keys, key, count, loader);
+        load_tile<STREAM, DV, LOADERS>(to + KEY_BYTES, part == META ? meta_values : part == OLD ? old_values : new_values, key,
+                                       count, loader);
     };
+    Ring ring = make_ring(shared + QUERY_BYTES + STAGES * STAGE);
+    if (APART && warp_index() >= WARPS) return load_all(ring, tiles, load);
+    take_registers();
 
     int lane = threadIdx.x % 32, warp = warp_index();
     int unit = first + warp * 16 / UNIT * UNIT, row = first + warp * 16 + lane / 4, column = lane % 4 * 2;
@@ -76,31 +85,23 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     int all_low = query(p, min(unit + UNIT, p.time) - 1).low, any_low = query(p, unit).low;
     int all_high = unit + p.ahead, any_high = unit + UNIT - 1 + p.ahead;
 
-    load_tile<ROWS, DQK>(shared, mine, first, p.time);
-    load(0);
-    copy_async_commit();
+    load_tile<ROWS, DQK, THREADS>(shared, mine, first, p.time, threadIdx.x);
+    load_first(load);
 
     float o[DV / 8][4], top[2] = {NEVER, NEVER}, sum[2] = {0.0f, 0.0f};
     zero(o);
     for (int tile = 0; tile < tiles; tile++) {
-        // Two buffers: the other one is filled when no product reads it any more.
-        if (STAGES == 2) {
-            wait<0>();
-            settle(o);
-        }
-        copy_async_wait<0>();
-        publish();
-        __syncthreads();
-        if (tile + 1 < tiles) load(tile + 1);
-        copy_async_commit();
+        tile_wait(ring, tile + 1 < tiles, load);
         int key;
         Part part = part_of(tile, key);
-        if (part == FRESH && (key > any_high || key + STREAM <= any_low)) {
+        if (unit >= p.time || (part == FRESH && (key > any_high || key + STREAM <= any_low))) {
             wait<0>();
             settle(o);
+            tile_free(ring);
+            tile_next(ring, false);
             continue;
         }
-        u32 at = shared + QUERY_BYTES + tile % STAGES * STAGE;
+        u32 at = shared + QUERY_BYTES + ring.stage * STAGE;
         float s[STREAM / 8][4];
         begin();
         rows_by_rows<STREAM, DQK, ROWS>(s, shared, at);
@@ -108,6 +109,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
         wait<0>();
         settle(s);
         settle(o);
+        tile_free(ring);
         bool whole = part == META   ? key + STREAM <= p.meta
                      : part == OLD ? false
                                    : !p.holes && key >= all_low && key + STREAM - 1 <= all_high;
@@ -161,6 +163,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
         begin();
         factor_by_columns<DV, STREAM>(o, weights, at + KEY_BYTES);
         commit();
+        tile_next(ring, true);
     }
     wait<0>();
     settle(o);

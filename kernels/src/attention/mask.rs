@@ -152,3 +152,58 @@ impl Visibility<'_> {
         Ok(Tensor::f_cat(&[&meta, seen], -1)?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind, Tensor};
+
+    use super::Visibility;
+
+    const INT: (Kind, Device) = (Kind::Int64, Device::Cpu);
+
+    /// What a kernel makes of bounds, by the words of attention.cuh.
+    fn seen(given: &Visibility<'_>, batch: i64, time: i64) -> Tensor {
+        let bounds = given.bounds(batch, time).unwrap().unwrap();
+        let bound = |which| bounds.queries.select(2, which).unsqueeze(2);
+        let (old, new) =
+            (bounds.keys.narrow(1, 0, given.cached), bounds.keys.narrow(1, given.cached, time).unsqueeze(1));
+        let old = old.unsqueeze(1);
+        let old = old.ge_tensor(&bound(0)).logical_and(&old.le_tensor(&bound(1)));
+        let index = Tensor::arange(time, INT);
+        let distance = index.unsqueeze(1) - index.unsqueeze(0);
+        let new = new.ge_tensor(&bound(2)).logical_and(&distance.ge(0)).logical_or(&distance.eq(0));
+        let meta = Tensor::ones([batch, time, given.meta], (Kind::Bool, Device::Cpu));
+        Tensor::cat(&[meta, old, new], 2).unsqueeze(1)
+    }
+
+    #[test]
+    fn bounds_say_what_the_mask_says() {
+        tch::manual_seed(5);
+        let below = |n: i64| Tensor::randint(n, [1], INT).int64_value(&[0]);
+        for round in 0..200 {
+            let (batch, time, cached) = (2, 1 + below(12), below(9));
+            let lengths = Tensor::randint(cached + 1, [batch, 1], INT);
+            let cached_positions =
+                (Tensor::arange(cached, INT).unsqueeze(0) - (cached - &lengths)).clamp_min(-1);
+            let positions = lengths + Tensor::arange(time, INT).unsqueeze(0);
+            let document = Tensor::rand([batch, time], (Kind::Float, Device::Cpu)).lt(0.2);
+            let document = document.to_kind(Kind::Int64).cumsum(1, Kind::Int64);
+            let valid = Tensor::rand([batch, time], (Kind::Float, Device::Cpu)).lt(0.8);
+            let given = Visibility {
+                meta: below(3),
+                cached,
+                window: [None, Some(1), Some(3), Some(8)][round % 4],
+                cached_positions: &cached_positions,
+                positions: &positions,
+                valid: (round % 2 == 0).then_some(&valid),
+                document: (round % 3 > 0).then_some(&document),
+                uniform: false,
+            };
+            let mask = given.mask(time, given.meta + cached + time).unwrap().unwrap();
+            assert!(seen(&given, batch, time).equal(&mask), "{given:?}");
+            let low = given.bounds(batch, time).unwrap().unwrap().queries.select(2, 2);
+            let falls = low.narrow(1, 1, time - 1).lt_tensor(&low.narrow(1, 0, time - 1));
+            assert_eq!(falls.any().int64_value(&[]), 0, "kernels count on bounds that never fall");
+        }
+    }
+}

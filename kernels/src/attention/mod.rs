@@ -6,6 +6,7 @@
 mod cuda;
 mod decode;
 mod mask;
+mod plain;
 
 use tch::Tensor;
 use torch_bridge::device::{Determinism, determinism};
@@ -102,8 +103,11 @@ pub fn attention(args: &Attention<'_>) -> Result<Tensor> {
     let time = args.query.size().get(2).copied().unwrap_or(0);
     let given = [args.query, args.key, args.value].into_iter().chain(args.meta.into_iter().flatten());
     let graph = is_grad_enabled() && given.into_iter().any(Tensor::requires_grad);
+    // What libtorch can do as it stands, without a mask and without joining keys, it does.
+    let apart = args.codes.is_some() || args.meta.is_some() && args.visibility.meta > 0;
     if time == 1
         && !graph
+        && (apart || args.visibility.needs_mask(time))
         && let Some(y) = decode::attention(args)?
     {
         return Ok(y);
@@ -130,20 +134,27 @@ fn in_full(args: &Attention<'_>, time: i64) -> Result<Tensor> {
 /// # Errors
 /// As [`attention`].
 pub fn definition(args: &Attention<'_>) -> Result<Tensor> {
+    with_all_keys(args, joined)
+}
+
+/// `run` on operands whose keys and values are all in one tensor.
+fn with_all_keys(args: &Attention<'_>, run: impl FnOnce(&Attention<'_>) -> Result<Tensor>) -> Result<Tensor> {
     let batch = args.key.size().first().copied().unwrap_or(1);
-    let meta =
-        args.meta.map(|parts| -> Result<_> { Ok([expanded(parts[0], batch)?, expanded(parts[1], batch)?]) });
+    let meta = args
+        .meta
+        .filter(|_| args.visibility.meta > 0)
+        .map(|parts| -> Result<_> { Ok([expanded(parts[0], batch)?, expanded(parts[1], batch)?]) });
     let codes = args.codes.map(|codes| codes.read(batch));
     let parts: Vec<[Tensor; 2]> = [meta, codes].into_iter().flatten().collect::<Result<_>>()?;
     if parts.is_empty() {
-        return joined(args);
+        return run(args);
     }
     let join = |which: usize, others: &Tensor| {
         let all: Vec<&Tensor> = parts.iter().map(|part| &part[which]).chain([others]).collect();
         Tensor::f_cat(&all, 2)
     };
     let (key, value) = (join(0, args.key)?, join(1, args.value)?);
-    joined(&Attention { key: &key, value: &value, meta: None, codes: None, ..*args })
+    run(&Attention { key: &key, value: &value, meta: None, codes: None, ..*args })
 }
 
 fn joined(args: &Attention<'_>) -> Result<Tensor> {
