@@ -13,9 +13,17 @@ pub(crate) fn differentiable(
     grads: &[Option<Tensor>],
     definition: impl FnOnce() -> Result<(Tensor, Tensor)>,
 ) -> Option<Result<Vec<Option<Tensor>>>> {
+    differentiable_outputs(inputs, grads, || definition().map(|(first, second)| vec![first, second]))
+}
+
+/// As [`differentiable`], for any number of outputs.
+pub(crate) fn differentiable_outputs(
+    inputs: &[Tensor],
+    grads: &[Option<Tensor>],
+    definition: impl FnOnce() -> Result<Vec<Tensor>>,
+) -> Option<Result<Vec<Option<Tensor>>>> {
     is_grad_enabled().then(|| {
-        let (first, second) = definition()?;
-        let outputs = [first, second].into_iter().zip(grads);
+        let outputs = definition()?.into_iter().zip(grads);
         let (outputs, grads): (Vec<_>, Vec<_>) =
             outputs.filter(|(output, grad)| grad.is_some() && output.requires_grad()).unzip();
         let grads: Vec<_> = grads.into_iter().map(|grad| grad.as_ref().map(Tensor::shallow_clone)).collect();

@@ -9,6 +9,8 @@
 //! overflows after a small input gate.) For that reason `m` also never falls below [`M_FLOOR`].
 
 mod chunkwise;
+mod cuda;
+mod given;
 mod reference;
 
 use tch::Tensor;
@@ -74,8 +76,8 @@ pub struct Mlstm<'a> {
     pub resets: Option<&'a Tensor>,
     /// False at padding, `[batch, time]`, bool: the state passes unchanged (no reset happens), `h` is 0.
     pub valid: Option<&'a Tensor>,
-    /// Tokens that are computed at once, at least 1: memory grows with it as `time * chunk_size`, and without it as
-    /// `time / chunk_size * d_qk * d_v`.
+    /// Tokens that tensor operations compute at once, at least 1: memory grows with it as `time * chunk_size`, and
+    /// without it as `time / chunk_size * d_qk * d_v`. CUDA kernels have chunks of their own.
     pub chunk_size: i64,
 }
 
@@ -86,13 +88,22 @@ pub struct Mlstm<'a> {
 /// released xLSTM-7B has it.
 ///
 /// Returns `h [batch, time, heads, d_v]` in `v`'s dtype and the state after the last token, in the initial state's
-/// dtypes. Inside, everything is f64 if `q` is, else f32. `time` may be 0. Differentiable in every floating operand,
+/// dtypes. Inside, everything is f64 if `q` is, else f32; CUDA kernels, which bf16 has, multiply matrices of bf16 and sum
+/// in f32. `time` may be 0. Differentiable in every floating operand,
 /// through all results; the gradient of a broadcast state is summed over the batch.
 ///
 /// # Errors
 /// A shape, dtype or device that does not fit, `resets` without `reset_state`, or a chunk size below 1.
 pub fn mlstm(args: &Mlstm<'_>) -> Result<(Tensor, MlstmState)> {
     check(args)?;
+    if policy::fast()
+        && args.q.device().is_cuda()
+        && args.q.numel() > 0
+        && args.v.numel() > 0
+        && let Some(outputs) = cuda::mlstm(args)?
+    {
+        return Ok(outputs);
+    }
     // One token is one step; chunks would be more work.
     if policy::fast() && args.q.size()[1] > 1 && args.q.numel() > 0 && args.v.numel() > 0 {
         return chunkwise::mlstm(args);
