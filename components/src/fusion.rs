@@ -68,6 +68,7 @@ fn normed(parts: &Parts, branches: &[Tensor], call: &Call<'_>) -> Result<Vec<Ten
 
 /// The sum of the normed branches in one pass, where their norms are root-mean-square norms of one `eps`; `weigh` changes
 /// the weight of a branch's norm.
+#[allow(clippy::float_cmp)] // one configuration, read twice
 fn joined(
     parts: &Parts,
     branches: &[Tensor],

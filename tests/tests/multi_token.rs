@@ -3,10 +3,7 @@
 
 use std::sync::Arc;
 
-use hymba_plus::{
-    model::{Model, Statistics},
-    state::SpanInput,
-};
+use hymba_plus::{model::Model, state::SpanInput};
 use hymba_tests::max_difference;
 use recipes::{LanguageModel, Target};
 use tch::{Device, Kind, Tensor};
@@ -82,7 +79,7 @@ fn naive(model: &Model, batch: &Batch, head: Option<&str>, offset: usize) -> Ten
 fn the_loss_is_the_weighted_sum_and_gradients_reach_every_head() {
     let batch = batch();
     assert!(batch.has_resets());
-    let mut task = task(&[("second", 2, 0.5), ("third", 4, 2.0)]);
+    let task = task(&[("second", 2, 0.5), ("third", 4, 2.0)]);
     let loss = task.loss(&batch).unwrap().sum;
     let gradients = |loss: &Tensor, model: &Model| -> Vec<Tensor> {
         let tensors = model.parameters().tensors();

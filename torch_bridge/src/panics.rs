@@ -51,13 +51,13 @@ pub fn caught<T, E: From<Error>>(work: impl FnOnce() -> Result<T, E>) -> Result<
     drop(quiet);
     match outcome {
         Ok(outcome) => outcome,
-        Err(payload) => match refusal(payload.as_ref()) {
-            Some(message) => Err(Error::Tch(message).into()),
-            None => {
-                eprintln!("a bug, please report it: {}", message(payload.as_ref()));
-                std::panic::resume_unwind(payload)
+        Err(payload) => {
+            if let Some(message) = refusal(payload.as_ref()) {
+                return Err(Error::Tch(message).into());
             }
-        },
+            eprintln!("a bug, please report it: {}", message(payload.as_ref()));
+            std::panic::resume_unwind(payload)
+        }
     }
 }
 

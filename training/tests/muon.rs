@@ -109,7 +109,7 @@ fn matrices_move_by_the_equations_and_the_rest_by_adamw() {
         b.step(0.5).unwrap();
     }
     for (i, (ours, adamw)) in ours.iter().zip(&adamw).enumerate() {
-        if !ours.plan.name.ends_with(".a") {
+        if !ours.plan.name.starts_with("layers") || ours.plan.shape.len() < 2 {
             assert!(ours.tensor.equal(&adamw.tensor), "{}", ours.plan.name);
             continue;
         }

@@ -161,7 +161,7 @@ mod tests {
         assert!(row.starts_with("selective_scan        forward 8x2048x3200x16"), "{row}");
         assert!(row.contains("0.4760") && row.contains("1.90") && row.ends_with("58 %  mamba_ssm"), "{row}");
         let bare = Case::parse(r#"{"op":"x","case":"y","ours_ms":1}"#).unwrap().row();
-        assert!(bare.contains("1.0000") && bare.ends_with("-"), "{bare}");
+        assert!(bare.contains("1.0000") && bare.ends_with('-'), "{bare}");
         assert!(
             Case::parse("compiling").is_none() && Case::parse("{}").is_none() && Case::parse("3").is_none()
         );

@@ -130,15 +130,15 @@ impl<'a> Stepper<'a> {
             (fixed.warm, fixed.left) = (true, fixed.left - 1);
             return Ok(advanced);
         }
-        let (graph, advanced) = match &fixed.graph {
-            Some(recorded) => recorded,
-            None => {
-                let pool = match self.pool {
-                    Some(pool) => pool,
-                    None => *self.pool.insert(Pool::new()?),
-                };
-                &*fixed.graph.insert(Graph::record(pool, || step(&fixed.ids))?)
-            }
+        if fixed.graph.is_none() {
+            let pool = match self.pool {
+                Some(pool) => pool,
+                None => *self.pool.insert(Pool::new()?),
+            };
+            fixed.graph = Some(Graph::record(pool, || step(&fixed.ids))?);
+        }
+        let Some((graph, advanced)) = &fixed.graph else {
+            return Err(torch_bridge::Error::other("a step that was not recorded"));
         };
         graph.replay()?;
         fixed.left -= 1;

@@ -107,16 +107,15 @@ impl Layer {
         }
         if let Some((norm, mixer)) = &self.channel {
             let normed = match &mixed {
-                Some(y) => match norm.forward_after_addition(y, &x)? {
-                    Some((normed, sum)) => {
+                Some(y) => {
+                    if let Some((normed, sum)) = norm.forward_after_addition(y, &x)? {
                         x = sum;
                         normed
-                    }
-                    None => {
+                    } else {
                         x = &x + y;
                         norm.forward(&x)?
                     }
-                },
+                }
                 None => norm.forward(&x)?,
             };
             mixed = Some(self.drop(&mixer.forward(&normed, &call)?, span)?);

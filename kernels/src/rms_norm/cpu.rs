@@ -1,5 +1,7 @@
 //! The norm on the CPU: rows over the threads, channels in the lanes.
 
+#![allow(clippy::inline_always)] // see `simd`
+
 use tch::{Kind, Tensor};
 use torch_bridge::autograd::{self, Function, Saved};
 use torch_bridge::guards::is_grad_enabled;

@@ -26,6 +26,7 @@ pub trait Recordable: Sized {
     fn tensors(&self) -> Vec<&Tensor>;
 
     /// The same batch with other tensors, in that order.
+    #[must_use]
     fn with_tensors(&self, tensors: Vec<Tensor>) -> Self;
 
     /// What besides the tensors' shapes and types decides which operations a loss is made of.

@@ -112,23 +112,23 @@ mod tests {
 
     use super::*;
 
-    fn work(name: &str, shapes: Value, types: &[&str]) -> Work {
+    fn work(name: &str, shapes: &Value, types: &[&str]) -> Work {
         let types: Vec<String> = types.iter().map(|&kind| kind.to_owned()).collect();
         of(name, shapes.as_array().unwrap(), &types)
     }
 
     #[test]
     fn products_elements_and_our_kernels() {
-        let product = work("aten::bmm", json!([[3, 4, 8], [3, 8, 2]]), &["c10::BFloat16"; 2]);
+        let product = work("aten::bmm", &json!([[3, 4, 8], [3, 8, 2]]), &["c10::BFloat16"; 2]);
         assert_eq!(product.flops, Some(3.0 * 2.0 * 4.0 * 8.0 * 2.0));
         assert_eq!(product.bytes, Some(3.0 * 2.0 * (32.0 + 16.0 + 8.0)));
-        let sum = work("aten::add", json!([[4, 8], [8], []]), &["float", "float", "Scalar"]);
+        let sum = work("aten::add", &json!([[4, 8], [8], []]), &["float", "float", "Scalar"]);
         assert_eq!(sum, Work { bytes: Some(4.0 * (32.0 + 8.0 + 32.0)), flops: None });
-        let written = work("aten::mul_", json!([[10], [1]]), &["float", "float"]);
+        let written = work("aten::mul_", &json!([[10], [1]]), &["float", "float"]);
         assert_eq!(written.bytes, Some(44.0));
-        assert_eq!(work("hymba::kernel/scan?bytes=77", json!([]), &[]).bytes, Some(77.0));
+        assert_eq!(work("hymba::kernel/scan?bytes=77", &json!([]), &[]).bytes, Some(77.0));
         assert_eq!(name("hymba::kernel/scan?bytes=77"), "scan");
         assert_eq!(name("aten::addmm"), "addmm");
-        assert_eq!(work("aten::stack", json!([[[2, 3], [2, 3]], []]), &["TensorList", ""]), Work::default());
+        assert_eq!(work("aten::stack", &json!([[[2, 3], [2, 3]], []]), &["TensorList", ""]), Work::default());
     }
 }

@@ -1,6 +1,6 @@
 //! `hymba profile --decode`: how fast a recipe's model makes tokens.
 
-use std::{fs, path::PathBuf, process::ExitCode, time::Instant};
+use std::{fs, num::NonZero, path::PathBuf, process::ExitCode, time::Instant};
 
 use hymba_plus::{
     config::Recipe,
@@ -34,7 +34,7 @@ pub(super) fn run(arguments: &Profile) -> Outcome {
     let model = Model::build(&plan, BuildOptions { device, kind, seed: recipe.seed() })?;
     let _guard = NoGrad::new();
     let [batch, prompt, new] =
-        [arguments.batch, arguments.prompt_length, arguments.new_tokens].map(|n| n.get());
+        [arguments.batch, arguments.prompt_length, arguments.new_tokens].map(NonZero::get);
     let prompts: Vec<Vec<i64>> = (0..batch)
         .map(|row| (0..prompt).map(|i| (row * 31 + i * i * 7 + i * 13) as i64 % vocab).collect())
         .collect();

@@ -94,29 +94,27 @@ impl Rate {
         let flops_per_token =
             plan.zip(length).map(|(plan, length)| 3.0 * plan.totals(length).flops_per_token);
         let mfu = flops_per_token.map(|flops| flops * tokens_per_second / ceilings.flops_per_second);
-        let mut text = format!(
+        let mut lines = vec![format!(
             "{:.1} ms per step of {} targets, operation by operation and without the profiler: {} per second",
             profiled.step_seconds * 1e3,
             grouped(tokens_per_step as u64),
             grouped(tokens_per_second as u64),
-        );
+        )];
         if let Some(peak) = profiled.peak_bytes {
-            text += &format!("\n{:.2} GiB at most on the device", peak as f64 / f64::from(1_u32 << 30));
+            lines.push(format!("{:.2} GiB at most on the device", peak as f64 / f64::from(1_u32 << 30)));
         }
+        let (gb, tflop) = (ceilings.bytes_per_second * 1e-9, ceilings.flops_per_second * 1e-12);
         if let (Some(flops), Some(mfu)) = (flops_per_token, mfu) {
-            text += &format!(
-                "\nMFU {:.1} % = {:.3} GFLOP per token (3 x forward) x {} tokens/s / {:.1} TFLOP/s (a product of square matrices here)",
+            lines.push(format!(
+                "MFU {:.1} % = {:.3} GFLOP per token (3 x forward) x {} tokens/s / {tflop:.1} TFLOP/s (a product of \
+                 square matrices here)",
                 mfu * 100.0,
                 flops * 1e-9,
                 grouped(tokens_per_second as u64),
-                ceilings.flops_per_second * 1e-12
-            );
+            ));
         }
-        text += &format!(
-            "\nfloor: {:.0} GB/s (a copy here), {:.1} TFLOP/s",
-            ceilings.bytes_per_second * 1e-9,
-            ceilings.flops_per_second * 1e-12
-        );
+        lines.push(format!("floor: {gb:.0} GB/s (a copy here), {tflop:.1} TFLOP/s"));
+        let text = lines.join("\n");
         Self { tokens_per_step, tokens_per_second, mfu, text }
     }
 }
