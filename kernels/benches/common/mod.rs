@@ -1,6 +1,8 @@
 //! A stopwatch and a table.
 #![allow(dead_code)] // each bench uses a part
 
+#![allow(dead_code)] // each bench uses a part
+
 use std::time::Instant;
 
 use tch::{Tensor, kind::FLOAT_CPU};
