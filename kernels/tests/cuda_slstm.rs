@@ -15,6 +15,9 @@ use torch_bridge::Result;
 /// The largest relative error in bf16.
 const BFLOAT16: f64 = 5e-3;
 
+/// The kind of the tensor of this name.
+type KindOf = fn(&str) -> Kind;
+
 /// What a GPU has in bf16; bias and states are f32.
 fn bfloat16(name: &str) -> Kind {
     if ["gates", "recurrent"].contains(&name) { Kind::BFloat16 } else { Kind::Float }
@@ -33,7 +36,7 @@ fn double(_: &str) -> Kind {
     Kind::Double
 }
 
-fn moved(case: &Case, device: Device, kind: fn(&str) -> Kind) -> Case {
+fn moved(case: &Case, device: Device, kind: KindOf) -> Case {
     let on = |x: &Tensor| x.to_device(device);
     Case {
         tensors: case.tensors.iter().map(|(name, x)| (*name, on(&x.to_kind(kind(name))))).collect(),
@@ -203,8 +206,7 @@ fn one_token_without_gradients_is_right() {
     }
     for (batch, heads, head_dim) in [(1, 1, 1), (1, 12, 64), (9, 3, 20), (5, 2, 300), (33, 2, 128)] {
         let case = Case::new([batch, 1, heads, head_dim], [batch == 5; 2], None, None);
-        let kinds: [(fn(&str) -> Kind, f64); 3] =
-            [(float, 1e-5), (bfloat16, BFLOAT16), (bfloat16_gates, BFLOAT16)];
+        let kinds: [(KindOf, f64); 3] = [(float, 1e-5), (bfloat16, BFLOAT16), (bfloat16_gates, BFLOAT16)];
         for (kind, tolerance) in kinds {
             let rounded = moved(&moved(&case, Device::Cpu, bfloat16), Device::Cpu, double);
             let (truth, truth_state) = rounded.run(&rounded.plain(), reference).unwrap();
@@ -234,7 +236,7 @@ fn gradients_of_the_outputs_alone_and_other_dtypes() {
     let rounded = moved(&case, Device::Cpu, bfloat16);
     let truth = only_h(&moved(&rounded, Device::Cpu, double), reference);
     assert_bfloat16(&only_h(&moved(&rounded, GPU, bfloat16), slstm), &truth, "outputs alone");
-    let half: fn(&str) -> Kind = |name| if name == "gates" { Kind::Half } else { Kind::Float };
+    let half: KindOf = |name| if name == "gates" { Kind::Half } else { Kind::Float };
     let ours = only_h(&moved(&rounded, GPU, half), slstm);
     assert_bfloat16(&ours, &truth, "f16");
 }

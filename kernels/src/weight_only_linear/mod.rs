@@ -229,10 +229,12 @@ pub fn reference(x: &Tensor, weight: &QuantisedWeight) -> Result<Tensor> {
 /// As libtorch's `linear`.
 pub fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     let graph = is_grad_enabled() && (x.requires_grad() || weight.requires_grad());
-    if !graph && x.device() == Device::Cpu && policy::fast() {
-        if let Some(y) = cpu::dense(x, weight)? {
-            return Ok(y);
-        }
+    if !graph
+        && x.device() == Device::Cpu
+        && policy::fast()
+        && let Some(y) = cpu::dense(x, weight)?
+    {
+        return Ok(y);
     }
     Ok(x.f_linear(weight, None::<&Tensor>)?)
 }

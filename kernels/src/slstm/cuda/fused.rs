@@ -6,9 +6,8 @@ use torch_bridge::{Error, Result};
 use super::{CELL, Gradients, Sizes, Slstm, Trace, cells, states, strided};
 use crate::cuda::launch::{Shape, blocks};
 use crate::cuda::sums::Sums;
-use crate::cuda::{COMMON, Define, Header, Loaded, Unavailable, Value, program};
+use crate::cuda::{COMMON, Define, HALF, Header, Loaded, Unavailable, Value, program};
 
-static HALF: Header = Header { name: "half.cuh", text: include_str!("../half.cuh") };
 static FUSED: Header = Header { name: "fused.cuh", text: include_str!("../fused.cuh") };
 
 program!(FORWARD = "slstm/forward.cu", headers: &[&COMMON, &CELL, &HALF, &FUSED], variants: VARIANTS);
@@ -209,7 +208,7 @@ impl Fused {
         unsafe { launch.run(shape) }?;
         let sum = |x: &Tensor| -> Result<Tensor> {
             let columns = x.numel() as i64 / splits;
-            Ok(kernels.sums.of(x, [1, splits, columns])?)
+            kernels.sums.of(x, [1, splits, columns])
         };
         Ok(Gradients {
             gates,

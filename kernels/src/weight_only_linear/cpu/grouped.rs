@@ -88,7 +88,7 @@ impl Product for Grouped<'_> {
                     x[r] = [Vector::load(from), Vector::load(&from[LANES..])];
                 }
                 for n in 0..N {
-                    let codes = &self.codes[((first + n) * width + at) / 2..][..BYTES];
+                    let codes = &self.codes[(first + n) * (width / 2) + at / 2..][..BYTES];
                     let (mut low, mut high) = (Vector::ZERO, Vector::ZERO);
                     for l in 0..LANES {
                         low.0[l] = (i32::from(codes[l]) & 15) as f32;
@@ -143,7 +143,7 @@ mod tests {
             let (scale, zero) = (values(out * groups, 0.01), values(out * groups, 0.005));
             let sums: Vec<f32> = x.chunks(group).map(|x| x.iter().sum()).collect();
             let weight = |o: usize, k: usize| {
-                let byte = codes[(o * width + k / 32 * 32) / 2 + k % 16];
+                let byte = codes[o * (width / 2) + k / 32 * 16 + k % 16];
                 let code = if k % 32 < 16 { byte & 15 } else { byte >> 4 };
                 let at = o * groups + k / group;
                 (f64::from(code) - 8.0) * f64::from(scale[at]) + f64::from(zero[at])

@@ -2,6 +2,7 @@
 //! rows of the weight go along at once, so that the memory always has something to fetch.
 
 #![allow(clippy::inline_always)] // see `simd`
+#![allow(clippy::needless_range_loop)] // rows, outputs and lanes are counted through several arrays at once
 
 mod grouped;
 mod plain;

@@ -56,6 +56,7 @@ pub(super) fn spread(from: Grouped<'_>, out: usize, rows: usize, y: &mut [f32]) 
 }
 
 /// The outputs `first..first + N` of the rows `row..row + R`.
+#[allow(clippy::cast_ptr_alignment)] // of loads that need none
 #[target_feature(enable = "avx512f")]
 fn outputs<const N: usize, const R: usize>(
     from: Grouped<'_>,
