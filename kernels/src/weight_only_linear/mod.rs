@@ -222,8 +222,8 @@ pub fn reference(x: &Tensor, weight: &QuantisedWeight) -> Result<Tensor> {
 }
 
 /// `y = x W^T` for `x [.., in_features]` and a weight `[out_features, in_features]` as it is. On the CPU a few rows without
-/// gradients read an f32, f16 or bf16 weight at the speed of the memory, which libtorch's product does not; all else is
-/// libtorch's.
+/// gradients read an f16 or bf16 weight at the speed of the memory, which libtorch's product does in f32 only; all else is
+/// libtorch's. Autocast is not looked at: where it is on, call libtorch's.
 ///
 /// # Errors
 /// As libtorch's `linear`.

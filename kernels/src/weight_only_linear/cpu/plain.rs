@@ -5,19 +5,12 @@ use tch::Tensor;
 use torch_bridge::Result;
 use torch_bridge::tensors::{self, Element};
 
-use super::{LANES, Product, Rows, Vector, spread};
+use super::{LANES, Product, Rows, Vector, ask_for, spread};
 use crate::simd::Isa;
 
 /// What a weight is stored as.
 pub(super) trait Stored: Element + Send + Sync {
     fn widen(self) -> f32;
-}
-
-impl Stored for f32 {
-    #[inline(always)]
-    fn widen(self) -> f32 {
-        self
-    }
 }
 
 impl Stored for i8 {
@@ -90,6 +83,7 @@ impl<W: Stored> Product for Plain<'_, W> {
             }
             for n in 0..N {
                 let mut w = Vector::ZERO;
+                ask_for(weights[n], at, N * width);
                 let from = &weights[n][at..at + LANES];
                 for l in 0..LANES {
                     w.0[l] = from[l].widen();

@@ -7,7 +7,7 @@ use std::arch::x86_64::{
 };
 
 use super::grouped::Grouped;
-use super::{BYTES, Columns, LANES, OUTPUTS, PIECE};
+use super::{BYTES, Columns, LANES, OUTPUTS, PIECE, ask_for};
 use crate::parallel;
 
 /// Codes of a block.
@@ -86,6 +86,7 @@ fn outputs<const N: usize, const R: usize>(
                 }
             }
             for n in 0..N {
+                ask_for(codes, n * width / 2 + block * BYTES, N * width / 2);
                 // SAFETY: as above; a block has 16 bytes, and `codes` has N rows of `width / 2`.
                 let bytes = unsafe {
                     _mm_loadu_si128(codes.as_ptr().add(n * width / 2 + block * BYTES).cast::<__m128i>())
