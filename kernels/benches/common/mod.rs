@@ -1,8 +1,6 @@
 //! A stopwatch and a table.
 #![allow(dead_code)] // each bench uses a part
 
-#![allow(dead_code)] // each bench uses a part
-
 use std::time::Instant;
 
 use tch::{Tensor, kind::FLOAT_CPU};
