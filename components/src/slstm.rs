@@ -119,18 +119,19 @@ impl SequenceMixer for Slstm {
         let gate = |name: &str| -> Result<Tensor> {
             let from = if name == "i" || name == "f" { &short } else { x };
             let y = block_diagonal::forward(from, parts.parameter(&format!("{name}.weight"))?)?;
-            // The bias stays in at least 32 bits, and so do the gates.
-            Ok(y.f_reshape(size)? + parts.parameter(&format!("{name}.bias"))?)
+            Ok(y.f_reshape(size)?)
         };
         let gates = GATES.iter().map(|name| gate(name)).collect::<Result<Vec<_>>>()?;
-        let recurrent = GATES
-            .iter()
-            .map(|name| parts.parameter(&format!("{name}.recurrent")))
-            .collect::<Result<Vec<_>>>()?;
+        let of_all = |part: &str| -> Result<Tensor> {
+            let all = GATES.iter().map(|name| parts.parameter(&format!("{name}.{part}")));
+            Ok(Tensor::f_stack(&all.collect::<Result<Vec<_>>>()?, 0)?)
+        };
         let reset_state = span.resets.is_some().then(|| of(call.initial)).transpose()?;
         let (h, last) = slstm(&Operands {
             gates: &Tensor::f_stack(&gates, 2)?,
-            recurrent: &Tensor::f_stack(&recurrent, 0)?,
+            // Apart from the gates: a bias stays in at least 32 bits.
+            bias: Some(&of_all("bias")?),
+            recurrent: &of_all("recurrent")?,
             initial_state: &of(state)?,
             reset_state: reset_state.as_ref(),
             resets: span.resets.as_ref(),

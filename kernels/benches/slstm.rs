@@ -20,6 +20,7 @@ fn main() -> Result<()> {
         let state = SlstmState { h: part(), c: part(), n: part(), m: part() };
         let args = Slstm {
             gates: &gates,
+            bias: None,
             recurrent: &recurrent,
             initial_state: &state,
             reset_state: None,

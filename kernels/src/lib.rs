@@ -20,3 +20,4 @@ mod simd;
 pub mod slstm;
 pub mod ssd;
 pub mod swiglu;
+pub mod weight_only_linear;

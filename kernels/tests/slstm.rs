@@ -4,85 +4,10 @@
 
 mod common;
 
-use common::{Noise, Outcome, distance, gradcheck, outcome, second_outcome, strided, with_threads};
+use common::slstm::{Case, Operation};
+use common::{Noise, at, distance, gradcheck, outcome, second_outcome, strided, with_threads};
 use kernels::slstm::{Slstm, SlstmState, reference, slstm};
 use tch::{Kind, Tensor};
-use torch_bridge::Result;
-
-type Operation = fn(&Slstm<'_>) -> Result<(Tensor, SlstmState)>;
-
-const NAMES: [&str; 10] =
-    ["gates", "recurrent", "h", "c", "n", "m", "reset h", "reset c", "reset n", "reset m"];
-
-/// Operands in f64, in the order of `NAMES`, and what is not differentiable.
-struct Case {
-    tensors: Vec<(&'static str, Tensor)>,
-    resets: Option<Tensor>,
-    valid: Option<Tensor>,
-}
-
-impl Case {
-    /// `sizes` are batch, time, heads, head_dim; states are shared by the rows where `shared` says so.
-    fn new(sizes: [i64; 4], shared: [bool; 2], resets: Option<Tensor>, valid: Option<Tensor>) -> Self {
-        let [batch, time, heads, head_dim] = sizes;
-        let mut noise = Noise(sizes.iter().fold(7, |seed, size| seed * 131 + *size as u64));
-        let mut tensors = vec![
-            noise.tensor(&[batch, time, 4, heads, head_dim]) * 1.5,
-            noise.tensor(&[4, heads, head_dim, head_dim]) * (1.0 / (head_dim as f64).sqrt()),
-        ];
-        for shared in shared {
-            let rows = if shared { 1 } else { batch };
-            let mut part = || noise.tensor(&[rows, heads, head_dim]);
-            // A normaliser is at least 1 once something was written.
-            tensors.extend([part(), part(), part().abs() + 1.0, part()]);
-        }
-        if resets.is_none() {
-            tensors.truncate(6);
-        }
-        let round = |x: &Tensor| x.to_kind(Kind::Float).to_kind(Kind::Double);
-        let tensors = NAMES.into_iter().zip(tensors.iter().map(round)).collect();
-        Self { tensors, resets, valid }
-    }
-
-    /// `h` and the state as one tensor.
-    fn run(&self, tensors: &[Tensor], operation: Operation) -> Result<(Tensor, Tensor)> {
-        let state = |first: usize| {
-            let [h, c, n, m] = [0, 1, 2, 3].map(|i| tensors.get(first + i).map(Tensor::shallow_clone));
-            h.zip(c).zip(n).zip(m).map(|(((h, c), n), m)| SlstmState { h, c, n, m })
-        };
-        let (h, state) = operation(&Slstm {
-            gates: &tensors[0],
-            recurrent: &tensors[1],
-            initial_state: &state(2).unwrap(),
-            reset_state: state(6).as_ref(),
-            resets: self.resets.as_ref(),
-            valid: self.valid.as_ref(),
-        })?;
-        Ok((h, Tensor::stack(&[state.h, state.c, state.n, state.m], 1)))
-    }
-
-    fn outcome(&self, kind: Kind, operation: Operation) -> Outcome {
-        outcome(&self.tensors, kind, &|tensors| self.run(tensors, operation))
-    }
-
-    /// The fast path against the definition, in both precisions.
-    fn compare(&self, what: &str) {
-        let truth = self.outcome(Kind::Double, reference);
-        self.outcome(Kind::Double, slstm).assert_near(&truth, 1e-11, &format!("f64, {what}"));
-        let peer = self.outcome(Kind::Float, reference);
-        self.outcome(Kind::Float, slstm).assert_as_near_as(&peer, &truth, &format!("f32, {what}"));
-    }
-
-    fn plain(&self) -> Vec<Tensor> {
-        self.tensors.iter().map(|(_, x)| x.shallow_clone()).collect()
-    }
-}
-
-/// True at the given tokens of every row.
-fn at(batch: i64, time: i64, tokens: &[i64]) -> Tensor {
-    let row: Vec<bool> = (0..time).map(|t| tokens.contains(&t)).collect();
-    Tensor::from_slice(&row).reshape([1, time]).expand([batch, time], false).contiguous()
-}
 
 #[test]
 fn agrees_with_the_definition_for_every_length_and_width() {
@@ -121,11 +46,11 @@ fn agrees_with_the_definition_for_any_mix_of_options() {
 #[test]
 fn an_empty_state_is_all_zeros() {
     let mut case = Case::new([2, 9, 2, 5], [true; 2], Some(at(2, 9, &[4])), None);
-    for (_, x) in &mut case.tensors[2..] {
+    for (_, x) in &mut case.tensors[3..] {
         *x = x.zeros_like();
     }
     // Not compared: what would flow into a state that is a constant.
-    let states = case.tensors.split_off(2);
+    let states = case.tensors.split_off(3);
     let run = |tensors: &[Tensor], operation| {
         let all: Vec<Tensor> =
             tensors.iter().chain(states.iter().map(|(_, x)| x)).map(Tensor::shallow_clone).collect();
@@ -141,9 +66,9 @@ fn an_empty_state_is_all_zeros() {
         for kind in [Kind::Float, Kind::Double] {
             let gates = case.tensors[0].1.copy();
             let _ = gates.select(2, 0).fill_(gate);
-            let tensors = [gates.to_kind(kind), case.tensors[1].1.to_kind(kind)];
+            let tensors = [&gates, &case.tensors[1].1, &case.tensors[2].1].map(|x| x.to_kind(kind));
             let (h, _) = run(&tensors, slstm).unwrap();
-            let first = |gate: i64| tensors[0].select(1, 0).select(1, gate);
+            let first = |gate: i64| tensors[0].select(1, 0).select(1, gate) + tensors[2].get(gate);
             let expected = first(2).tanh() * first(3).sigmoid();
             assert!(distance(&h.select(1, 0), &expected) < 1e-6, "input gate {gate}");
         }
@@ -214,17 +139,18 @@ fn any_split_into_calls_gives_the_same() {
     let call = |start: i64, length: i64, initial: &SlstmState| {
         slstm(&Slstm {
             gates: &tensors[0].narrow(1, start, length),
+            bias: Some(&tensors[2]),
             recurrent: &tensors[1],
             initial_state: initial,
-            reset_state: Some(&state(6)),
+            reset_state: Some(&state(7)),
             resets: Some(&resets.narrow(1, start, length)),
             valid: None,
         })
         .unwrap()
     };
-    let (h, last) = call(0, time, &state(2));
+    let (h, last) = call(0, time, &state(3));
     for chunk in [1, 3, 7] {
-        let (mut hs, mut carried) = (Vec::new(), state(2));
+        let (mut hs, mut carried) = (Vec::new(), state(3));
         for start in (0..time).step_by(chunk) {
             let (h, after) = call(start, (chunk as i64).min(time - start), &carried);
             hs.push(h);
@@ -272,7 +198,7 @@ fn half_precision_comes_back_as_it_came() {
             .tensors
             .iter()
             .enumerate()
-            .map(|(i, (_, x))| x.to_kind(if i < 2 { kind } else { Kind::Float }))
+            .map(|(i, (_, x))| x.to_kind(if i < 3 { kind } else { Kind::Float }))
             .collect();
         let (h, state) = case.run(&tensors, slstm).unwrap();
         assert_eq!((h.kind(), state.kind()), (kind, Kind::Float));
@@ -289,6 +215,7 @@ fn refusals_name_the_operand() {
     let operands = [
         "gates",
         "recurrent",
+        "bias",
         "initial_state.h",
         "initial_state.c",
         "initial_state.n",
@@ -308,5 +235,33 @@ fn refusals_name_the_operand() {
             assert!(error.starts_with("slstm: expected ") && error.contains("got "), "{error}");
             assert!(error.contains(&format!("`{name}`")), "{name}: {error}");
         }
+    }
+}
+
+#[test]
+fn no_bias_is_a_bias_of_zero() {
+    let case = Case::new([3, 9, 2, 5], [false; 2], None, None);
+    let tensors = case.plain();
+    let state = || SlstmState {
+        h: tensors[3].shallow_clone(),
+        c: tensors[4].shallow_clone(),
+        n: tensors[5].shallow_clone(),
+        m: tensors[6].shallow_clone(),
+    };
+    let zeros = tensors[2].zeros_like();
+    for operation in [slstm as Operation, reference] {
+        let [with, without] = [Some(&zeros), None].map(|bias| {
+            let args = Slstm {
+                gates: &tensors[0],
+                bias,
+                recurrent: &tensors[1],
+                initial_state: &state(),
+                reset_state: None,
+                resets: None,
+                valid: None,
+            };
+            operation(&args).unwrap().0
+        });
+        assert!(with.equal(&without));
     }
 }

@@ -23,7 +23,7 @@ use torch_bridge::{Error, Result};
 pub use self::compiler::{Compiled, Compiler, OLDEST};
 pub(crate) use self::loaded::{Loaded, Unavailable};
 pub(crate) use self::program::program;
-pub use self::program::{COMMON, Define, Header, Program, Registered, Value, programs};
+pub use self::program::{COMMON, Define, HALF, Header, Program, Registered, Value, programs};
 use crate::policy::{self, Policy};
 
 /// Whether kernels can run on this device.

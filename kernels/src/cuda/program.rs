@@ -53,6 +53,9 @@ impl fmt::Display for Value {
 /// What every program may include.
 pub static COMMON: Header = Header { name: "common.cuh", text: include_str!("common.cuh") };
 
+/// The matrix unit for bf16, and packing.
+pub static HALF: Header = Header { name: "half.cuh", text: include_str!("half.cuh") };
+
 static ONLY_COMMON: [&Header; 1] = [&COMMON];
 
 /// A program that [`program!`](crate::cuda::program) has declared.

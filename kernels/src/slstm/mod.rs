@@ -6,6 +6,8 @@
 //! however small that is, so that `c / n` of the first token is exact. The empty state is therefore all zeros.
 
 mod cpu;
+mod cuda;
+mod given;
 mod reference;
 
 use tch::{Device, Tensor};
@@ -35,13 +37,15 @@ impl SlstmState {
 
 /// The operands of [`slstm`].
 ///
-/// `gates` and `recurrent` may be f16, bf16, f32 or f64, states f32 or f64; all live on one device and any may be
+/// `gates`, `bias` and `recurrent` may be f16, bf16, f32 or f64, states f32 or f64; all live on one device and any may be
 /// non-contiguous.
 #[derive(Clone, Copy, Debug)]
 pub struct Slstm<'a> {
-    /// What the token gives to the pre-activations of input gate, forget gate, cell input and output gate, biases
-    /// included: `[batch, time, 4, heads, head_dim]`.
+    /// What the token gives to the pre-activations of input gate, forget gate, cell input and output gate:
+    /// `[batch, time, 4, heads, head_dim]`.
     pub gates: &'a Tensor,
+    /// Added to the pre-activations, `[4, heads, head_dim]`. Apart from `gates`, so that it is not rounded to their dtype.
+    pub bias: Option<&'a Tensor>,
     /// What the last outputs give: a matrix (rows are outputs) for each gate and head, `[4, heads, head_dim,
     /// head_dim]`.
     pub recurrent: &'a Tensor,
@@ -55,19 +59,28 @@ pub struct Slstm<'a> {
     pub valid: Option<&'a Tensor>,
 }
 
-/// `[i, f, z, o]_t = gates_t + R h_{t-1}`, `c_t = sigmoid(f) c_{t-1} + e^i tanh(z)`, `n_t = sigmoid(f) n_{t-1} + e^i`,
+/// `[i, f, z, o]_t = gates_t + b + R h_{t-1}`, `c_t = sigmoid(f) c_{t-1} + e^i tanh(z)`, `n_t = sigmoid(f) n_{t-1} + e^i`,
 /// `h_t = sigmoid(o) c_t / n_t`, with `c` and `n` relative to `m_t = max(log sigmoid(f) + m_{t-1}, i)`.
 ///
 /// Returns `h [batch, time, heads, head_dim]` in the dtype of `gates` and the state after the last token, in the
-/// initial state's dtypes. Inside, everything is f64 if `gates` is, else f32. `time` may be 0. Differentiable in every
+/// initial state's dtypes. Inside, everything is f64 if `gates` is, else f32; on a GPU the matrix unit reads R and h as bf16
+/// where `gates` is bf16. `time` may be 0. Differentiable in every
 /// floating operand, through all results; the gradient of a broadcast state is summed over the batch.
 ///
 /// # Errors
 /// A shape, dtype or device that does not fit, or `resets` without `reset_state`.
 pub fn slstm(args: &Slstm<'_>) -> Result<(Tensor, SlstmState)> {
     check(args)?;
-    if args.gates.device() == Device::Cpu && args.gates.numel() > 0 && policy::fast() {
-        return cpu::slstm(args);
+    if args.gates.numel() > 0 && policy::fast() {
+        match args.gates.device() {
+            Device::Cpu => return cpu::slstm(args),
+            Device::Cuda(_) => {
+                if let Some(outputs) = cuda::slstm(args)? {
+                    return Ok(outputs);
+                }
+            }
+            _ => {}
+        }
     }
     reference::slstm(args)
 }
@@ -86,6 +99,7 @@ fn check(args: &Slstm<'_>) -> Result<()> {
     let [batch, time, _, heads, head_dim] =
         ops.sizes("gates", args.gates, "[batch, time, 4, heads, head_dim]")?;
     ops.activation("gates", args.gates, &[batch, time, 4, heads, head_dim])?;
+    args.bias.map_or(Ok(()), |bias| ops.parameter("bias", bias, &[4, heads, head_dim]))?;
     ops.parameter("recurrent", args.recurrent, &[4, heads, head_dim, head_dim])?;
     for (name, state) in [("initial_state", Some(args.initial_state)), ("reset_state", args.reset_state)] {
         let Some(state) = state else { continue };

@@ -14,7 +14,12 @@ pub(super) fn slstm(args: &Slstm<'_>) -> Result<(Tensor, SlstmState)> {
     let kind = compute_kind(args.gates);
     let [batch, time, _, heads, head_dim] = [0, 1, 2, 3, 4].map(|dimension| args.gates.size()[dimension]);
     // [time] of [heads, batch, 4 head_dim]
-    let gates = args.gates.f_to_kind(kind)?.f_permute([1, 3, 0, 2, 4])?;
+    let gates = args.gates.f_to_kind(kind)?;
+    let gates = match args.bias {
+        Some(bias) => gates + bias.f_to_kind(kind)?,
+        None => gates,
+    };
+    let gates = gates.f_permute([1, 3, 0, 2, 4])?;
     let gates = gates.f_reshape([time, heads, batch, 4 * head_dim])?.f_unbind(0)?;
     // [heads, inputs, 4 head_dim]
     let recurrent = args.recurrent.f_to_kind(kind)?.f_permute([1, 3, 0, 2])?;

@@ -6,6 +6,7 @@
 pub mod causal_conv1d;
 pub mod gpu;
 pub mod selective_scan;
+pub mod slstm;
 
 use tch::{Device, Kind, Tensor};
 use torch_bridge::autograd::{GradOptions, grad};

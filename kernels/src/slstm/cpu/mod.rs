@@ -32,8 +32,13 @@ const ROWS: usize = 4;
 pub(super) fn slstm(args: &Slstm<'_>) -> Result<(Tensor, SlstmState)> {
     let kind = compute_kind(args.gates);
     let batch = args.gates.size()[0];
+    let gates = args.gates.f_to_kind(kind)?;
+    let gates = match args.bias {
+        Some(bias) => gates + bias.f_to_kind(kind)?,
+        None => gates,
+    };
     let mut inputs = vec![
-        args.gates.f_to_kind(kind)?.f_permute([3, 0, 1, 2, 4])?.f_contiguous()?,
+        gates.f_permute([3, 0, 1, 2, 4])?.f_contiguous()?,
         args.recurrent.f_to_kind(kind)?.f_transpose(0, 1)?.f_contiguous()?,
         pack(args.initial_state, batch, kind)?,
     ];
@@ -109,6 +114,7 @@ fn definition(packed: &Packed<'_>) -> Result<(Tensor, Tensor)> {
     let reset = packed.reset.map(state).transpose()?;
     let (h, last) = reference::slstm(&Slstm {
         gates: &packed.gates.f_permute([1, 2, 3, 0, 4])?,
+        bias: None,
         recurrent: &packed.recurrent.f_transpose(0, 1)?,
         initial_state: &state(packed.initial)?,
         reset_state: reset.as_ref(),
