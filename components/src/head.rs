@@ -1,7 +1,10 @@
 //! The language head.
 
 use hymba_plus::prelude::*;
-use kernels::linear_cross_entropy::{LinearCrossEntropy, linear_cross_entropy};
+use kernels::{
+    linear_cross_entropy::{LinearCrossEntropy, linear_cross_entropy},
+    weight_only_linear::linear,
+};
 
 /// Logits over the vocabulary, by the embedding's matrix when the model ties them.
 #[component_config]
@@ -27,7 +30,7 @@ impl Head for LanguageHead {
 
     fn forward(&self, parts: &Parts, hidden: &Tensor, call: HeadCall<'_>) -> Result<Tensor> {
         let weight = weight(parts, call)?;
-        let logits = hidden.f_linear(weight, None::<&Tensor>)?;
+        let logits = linear(hidden, weight)?;
         Ok(match self.soft_cap {
             // In 32 bits: near the cap, 16 bits have no differences left.
             Some(cap) if logits.kind() != Kind::Double => {

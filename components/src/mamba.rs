@@ -1,7 +1,10 @@
 //! Mamba-1: a selective state-space model behind a short convolution (Gu & Dao 2023, arXiv 2312.00752).
 
 use hymba_plus::prelude::*;
-use kernels::selective_scan::{SelectiveScan, selective_scan};
+use kernels::{
+    selective_scan::{SelectiveScan, selective_scan},
+    weight_only_linear::linear,
+};
 
 use crate::convolution::convolved;
 
@@ -124,11 +127,11 @@ impl SequenceMixer for Mamba {
         let span = call.span;
         let (u, tail) = convolved(parts, x.get("x")?, state, call)?;
         let rank = self.rank(parts.plan.context.d_model);
-        let low = u.f_linear(parts.parameter("x_proj.weight")?, None::<&Tensor>)?;
+        let low = linear(&u, parts.parameter("x_proj.weight")?)?;
         let low = low.f_split_with_sizes([rank, self.d_state, self.d_state], -1)?;
         let dt = parts.norm("dt_norm")?.forward(&low[0])?;
         let (b, c) = (parts.norm("b_norm")?.forward(&low[1])?, parts.norm("c_norm")?.forward(&low[2])?);
-        let delta = dt.f_linear(parts.parameter("dt_proj.weight")?, None::<&Tensor>)?;
+        let delta = linear(&dt, parts.parameter("dt_proj.weight")?)?;
         let (y, ssm) = selective_scan(&SelectiveScan {
             u: &u,
             delta: &delta,

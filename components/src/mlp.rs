@@ -60,7 +60,10 @@ fn plan_up_down(plan: &mut ModulePlan, d_hidden: i64, gated: bool) {
 
 fn linear(parts: &Parts, name: &str, x: &Tensor) -> Result<Tensor> {
     let bias = parts.optional_parameter(&format!("{name}_bias"));
-    Ok(x.f_linear(parts.parameter(name)?, bias)?)
+    match bias {
+        Some(bias) => Ok(x.f_linear(parts.parameter(name)?, Some(bias))?),
+        None => kernels::weight_only_linear::linear(x, parts.parameter(name)?),
+    }
 }
 
 impl ChannelMixer for SwiGlu {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use kernels::weight_only_linear::linear;
 use tch::Tensor;
 use torch_bridge::{Error, Result};
 
@@ -83,6 +84,9 @@ pub(super) struct Matrix {
 impl Matrix {
     /// `[..., columns]` to `[..., rows]`.
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(x.f_linear(&self.weight, self.bias.as_ref())?)
+        match &self.bias {
+            Some(bias) => Ok(x.f_linear(&self.weight, Some(bias))?),
+            None => linear(x, &self.weight),
+        }
     }
 }

@@ -11,7 +11,7 @@ mod cuda;
 mod reference;
 
 use tch::{Device, Kind, Tensor};
-use torch_bridge::guards::is_grad_enabled;
+use torch_bridge::guards::{Autocast, is_grad_enabled};
 use torch_bridge::{Error, Result};
 
 use crate::operands::Operands;
@@ -223,7 +223,7 @@ pub fn reference(x: &Tensor, weight: &QuantisedWeight) -> Result<Tensor> {
 
 /// `y = x W^T` for `x [.., in_features]` and a weight `[out_features, in_features]` as it is. On the CPU a few rows without
 /// gradients read an f16 or bf16 weight at the speed of the memory, which libtorch's product does in f32 only; all else is
-/// libtorch's. Autocast is not looked at: where it is on, call libtorch's.
+/// libtorch's, and under autocast everything is.
 ///
 /// # Errors
 /// As libtorch's `linear`.
@@ -232,6 +232,7 @@ pub fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     if !graph
         && x.device() == Device::Cpu
         && policy::fast()
+        && Autocast::current(Device::Cpu).is_none()
         && let Some(y) = cpu::dense(x, weight)?
     {
         return Ok(y);
