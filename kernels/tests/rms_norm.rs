@@ -118,3 +118,27 @@ fn the_fast_path_is_as_near_as_the_definition() {
         }
     }
 }
+
+/// Sixteen bits and several types go through the type that the norm is computed in: the definition's values, rounded.
+#[test]
+fn other_types_are_the_definition() {
+    let mut noise = Noise(11);
+    let (x, residual, weight) = (noise.tensor(&[9, 40]), noise.tensor(&[9, 40]), noise.tensor(&[40]));
+    for (x_kind, residual_kind, output) in [
+        (Kind::BFloat16, Some(Kind::Float), Some(Kind::BFloat16)),
+        (Kind::BFloat16, Some(Kind::BFloat16), None),
+        (Kind::BFloat16, None, Some(Kind::Float)),
+        (Kind::Float, None, Some(Kind::BFloat16)),
+    ] {
+        let (x, weight) = (x.to_kind(x_kind), weight.to_kind(Kind::Float));
+        let residual = residual_kind.map(|kind| residual.to_kind(kind));
+        let args = RmsNorm { x: &x, weight: &weight, residual: residual.as_ref(), eps: 1e-5, output };
+        let (ours, theirs) = (rms_norm::rms_norm(&args).unwrap(), rms_norm::reference(&args).unwrap());
+        assert_eq!((ours.0.kind(), ours.1.kind()), (theirs.0.kind(), theirs.1.kind()));
+        for (ours, theirs) in [(ours.0, theirs.0), (ours.1, theirs.1)] {
+            let (ours, theirs) = (ours.to_kind(Kind::Double), theirs.to_kind(Kind::Double));
+            let most = (&ours - &theirs).abs().max().double_value(&[]);
+            assert!(most <= 1.6e-2, "{x_kind:?} {residual_kind:?} {output:?}: {most}"); // one step of bf16 at 2 to 4
+        }
+    }
+}

@@ -11,7 +11,7 @@ pub(crate) use cuda::ROWS;
 use tch::{Device, Kind, Tensor};
 use torch_bridge::Result;
 
-use crate::operands::Operands;
+use crate::operands::{Operands, compute_kind};
 use crate::policy;
 
 /// The operands of [`rms_norm`], all on one device; any may be non-contiguous.
@@ -44,10 +44,23 @@ pub fn rms_norm(args: &RmsNorm<'_>) -> Result<(Tensor, Tensor)> {
     {
         return Ok(outputs);
     }
-    if policy::fast() && args.x.device() == Device::Cpu && args.x.numel() > 0 && cpu::takes(args) {
-        return cpu::rms_norm(args);
+    if policy::fast() && args.x.device() == Device::Cpu && args.x.numel() > 0 {
+        return if cpu::takes(args) { cpu::rms_norm(args) } else { widened(args) };
     }
     reference::rms_norm(args)
+}
+
+/// On the CPU, of several types or in 16 bits: through the type that the norm is computed in.
+fn widened(args: &RmsNorm<'_>) -> Result<(Tensor, Tensor)> {
+    let sum = match args.residual {
+        Some(residual) => args.x.f_add(residual)?,
+        None => args.x.shallow_clone(),
+    };
+    let wide = compute_kind(&sum);
+    let (x, weight) = (sum.f_to_kind(wide)?, args.weight.f_to_kind(wide)?);
+    let (y, _) =
+        cpu::rms_norm(&RmsNorm { x: &x, weight: &weight, residual: None, eps: args.eps, output: None })?;
+    Ok((y.f_to_kind(args.output.unwrap_or(sum.kind()))?, sum))
 }
 
 /// The definition that [`rms_norm`] is tested against: plain tensor operations, on any device.

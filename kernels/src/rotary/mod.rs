@@ -3,10 +3,11 @@
 //! Channels `i` and `i + d / 2` of a head turn together by `position * frequency_i` (Su et al. 2021, in the half-split
 //! layout of GPT-NeoX and Llama), and are multiplied by a scale.
 
+mod cpu;
 mod cuda;
 mod reference;
 
-use tch::Tensor;
+use tch::{Device, Tensor};
 use torch_bridge::Result;
 
 use crate::operands::Operands;
@@ -38,6 +39,9 @@ pub fn rotary(args: &Rotary<'_>) -> Result<Tensor> {
         && let Some(y) = cuda::rotary(args)?
     {
         return Ok(y);
+    }
+    if policy::fast() && args.x.device() == Device::Cpu && args.x.numel() > 0 {
+        return cpu::rotary(args);
     }
     reference::rotary(args)
 }
