@@ -51,7 +51,7 @@ fn the_fast_path_is_as_near_as_the_definition() {
             let mut noise = Noise(time as u64 + rows as u64);
             let positions: Vec<i64> = (0..rows * time).map(|_| noise.below(40) as i64).collect();
             let positions = Tensor::from_slice(&positions).view([rows, time]);
-            let inputs = vec![("x", noise.tensor(&[batch, time, heads + 1, d]))];
+            let inputs = [("x", noise.tensor(&[batch, time, heads + 1, d]))];
             let of = |kind: Kind, definition: bool| {
                 let inputs: Vec<_> = inputs.iter().map(|(name, x)| (*name, x.to_kind(kind))).collect();
                 outcome(&inputs, Kind::Double, &|tensors: &[Tensor]| {

@@ -26,6 +26,20 @@ int guarded(F&& body) {
   return -1;
 }
 
+/// After a recording that failed: libtorch leaves the default generator as if it went on, and it would refuse to draw. It
+/// goes on with a state of its own from where it was; graphs that were recorded before keep the old one.
+int failed() {
+  const auto reason = last_error;
+  guarded([&] {
+    const c10::Device device(c10::kCUDA, c10::cuda::current_device());
+    auto generator = at::globalContext().defaultGenerator(device);
+    const std::lock_guard<std::mutex> lock(generator.mutex());
+    generator.graphsafe_set_state(generator.clone());
+  });
+  last_error = reason;
+  return -1;
+}
+
 struct Graph {
   at::cuda::CUDAGraph graph;
 };
@@ -38,11 +52,12 @@ const char* hb_graph_error() {
   return last_error.c_str();
 }
 
-/// Makes a stream of libtorch's pool the current one of this thread, after all work that was given to the device; keeps
-/// one that is not the default stream.
+/// Makes the device this thread's, and a stream of libtorch's pool its current one there, after all work that was given to
+/// the device; keeps a stream that is not the default one.
 int hb_graph_side_stream(int device) {
   return guarded([&] {
     const auto index = static_cast<c10::DeviceIndex>(device);
+    c10::cuda::set_device(index);
     if (c10::cuda::getCurrentCUDAStream(index) != c10::cuda::getDefaultCUDAStream(index)) {
       return;
     }
@@ -69,24 +84,14 @@ Graph* hb_graph_new() {
 
 /// Records this thread's stream, and whatever the autograd threads give to it.
 int hb_graph_begin(Graph* graph, uint64_t first, uint64_t second) {
-  return guarded([&] { graph->graph.capture_begin({first, second}, cudaStreamCaptureModeThreadLocal); });
+  const auto code =
+      guarded([&] { graph->graph.capture_begin({first, second}, cudaStreamCaptureModeThreadLocal); });
+  return code == 0 ? 0 : failed();
 }
 
 int hb_graph_end(Graph* graph) {
   const auto code = guarded([&] { graph->graph.capture_end(); });
-  if (code != 0) {
-    const auto reason = last_error;
-    // libtorch leaves the default generator as if the recording went on, and it would refuse to draw. It goes on with a
-    // state of its own from where it was; graphs that were recorded before keep the old one.
-    guarded([&] {
-      const c10::Device device(c10::kCUDA, c10::cuda::current_device());
-      auto generator = at::globalContext().defaultGenerator(device);
-      const std::lock_guard<std::mutex> lock(generator.mutex());
-      generator.graphsafe_set_state(generator.clone());
-    });
-    last_error = reason;
-  }
-  return code;
+  return code == 0 ? 0 : failed();
 }
 
 int hb_graph_replay(Graph* graph) {

@@ -4,7 +4,7 @@
 //! refuses, or memory is short, code that is written with the second panics with libtorch's message.
 
 use std::any::Any;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
 use std::sync::Once;
 
@@ -12,6 +12,8 @@ use crate::error::{Error, without_backtrace};
 
 thread_local! {
     static QUIET: Cell<bool> = const { Cell::new(false) };
+    /// Where the last silent panic was.
+    static PLACE: RefCell<String> = const { RefCell::new(String::new()) };
 }
 
 /// Makes this thread's panics silent until it is dropped: somebody catches them and says what they say.
@@ -25,7 +27,10 @@ impl Quiet {
         HOOK.call_once(|| {
             let loud = take_hook();
             set_hook(Box::new(move |panic| {
-                if !QUIET.get() {
+                if QUIET.get() {
+                    let place = panic.location().map_or(String::new(), |place| format!("{place}: "));
+                    PLACE.with_borrow_mut(|last| *last = place);
+                } else {
                     loud(panic);
                 }
             }));
@@ -55,7 +60,8 @@ pub fn caught<T, E: From<Error>>(work: impl FnOnce() -> Result<T, E>) -> Result<
             if let Some(message) = refusal(payload.as_ref()) {
                 return Err(Error::Tch(message).into());
             }
-            eprintln!("a bug, please report it: {}", message(payload.as_ref()));
+            let place = PLACE.with_borrow(String::clone);
+            eprintln!("a bug, please report it: {place}{}", message(payload.as_ref()));
             std::panic::resume_unwind(payload)
         }
     }

@@ -185,6 +185,16 @@ pub enum TrainError {
         /// Its value.
         found: String,
     },
+    /// A profile of more steps than there are.
+    #[error(
+        "{wanted} steps are to be made for a profile, and the stage has {steps}; give fewer, or more `steps` to the stage"
+    )]
+    ProfileTooLong {
+        /// Steps before and under the profiler.
+        wanted: u64,
+        /// Steps of the stage.
+        steps: u64,
+    },
     /// The steps that were to be profiled are done; the stage goes no further.
     #[error("{} steps of {} were profiled into {}", .0.steps, .0.stage, .0.trace.display())]
     Profiled(Box<crate::profile::Profiled>),

@@ -50,7 +50,6 @@ pub(super) struct Stepper<'a> {
     tokens: (i64, i64),
     /// Whether steps are to be recorded.
     records: bool,
-    pool: Option<Pool>,
     /// Steps of this batch.
     steps: u32,
     fixed: Option<Fixed>,
@@ -79,7 +78,7 @@ impl<'a> Stepper<'a> {
         records: bool,
     ) -> Self {
         let records = records && can_record(model);
-        Self { model, initial, state, rows, tokens, records, pool: None, steps: 0, fixed: None }
+        Self { model, initial, state, rows, tokens, records, steps: 0, fixed: None }
     }
 
     /// One token further: row `i` of the new batch goes on from row `from[i]` and reads `tokens[i]`.
@@ -95,14 +94,11 @@ impl<'a> Stepper<'a> {
         self.steps = self.steps.saturating_add(1);
         let ids = Tensor::f_from_slice(tokens)?.f_view([-1, 1])?;
         if self.records && self.steps > WARM_UP {
-            match self.fixed_step(&ids) {
-                Ok(advanced) => return Ok(advanced),
-                Err(error) => {
-                    warn(&error.to_string());
-                    // The state is as it was before the step: what failed only recorded.
-                    (self.records, self.fixed) = (false, None);
-                }
+            if let Some(advanced) = self.fixed_step(&ids)? {
+                return Ok(advanced);
             }
+            // The state is as it was before the step: what failed only recorded.
+            (self.records, self.fixed) = (false, None);
         }
         let ids = to_device(&ids, self.model.options().device)?;
         let (hidden, after) = self.model.forward(&ids, &self.state, self.initial, SpanInput::default())?;
@@ -110,7 +106,8 @@ impl<'a> Stepper<'a> {
         Advanced::of(&self.model.head(&hidden)?.f_select(1, 0)?)
     }
 
-    fn fixed_step(&mut self, ids: &Tensor) -> Result<Advanced> {
+    /// A step on a state of constant shape; nothing where it could not be recorded.
+    fn fixed_step(&mut self, ids: &Tensor) -> Result<Option<Advanced>> {
         if self.fixed.as_ref().is_none_or(|fixed| fixed.left == 0) {
             self.make_places()?;
         }
@@ -128,21 +125,24 @@ impl<'a> Stepper<'a> {
         if !fixed.warm {
             let advanced = step(&fixed.ids)?;
             (fixed.warm, fixed.left) = (true, fixed.left - 1);
-            return Ok(advanced);
+            return Ok(Some(advanced));
         }
         if fixed.graph.is_none() {
-            let pool = match self.pool {
-                Some(pool) => pool,
-                None => *self.pool.insert(Pool::new()?),
-            };
-            fixed.graph = Some(Graph::record(pool, || step(&fixed.ids))?);
+            // A pool of its own: that of a graph that is gone cannot be used again.
+            match Graph::record(Pool::new()?, || step(&fixed.ids)) {
+                Ok(recorded) => fixed.graph = Some(recorded),
+                Err(error) => {
+                    warn(&error.to_string());
+                    return Ok(None);
+                }
+            }
         }
         let Some((graph, advanced)) = &fixed.graph else {
             return Err(torch_bridge::Error::other("a step that was not recorded"));
         };
         graph.replay()?;
         fixed.left -= 1;
-        Ok(Advanced { logits: advanced.logits.shallow_clone(), best: advanced.best.shallow_clone() })
+        Ok(Some(Advanced { logits: advanced.logits.shallow_clone(), best: advanced.best.shallow_clone() }))
     }
 
     /// Gives every cache places for the tokens to come: for all of them, or as many again as there are.

@@ -6,10 +6,10 @@
 mod cuda;
 mod reference;
 
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 use torch_bridge::Result;
 
-use crate::operands::Operands;
+use crate::operands::{Operands, compute_kind};
 use crate::policy;
 use crate::rms_norm::{RmsNorm, rms_norm};
 
@@ -37,15 +37,18 @@ pub fn rms_norm_sum(branches: &[&Tensor], weights: &[&Tensor], eps: f64) -> Resu
 
 /// The sum of norms, each in a pass.
 fn one_by_one(branches: &[&Tensor], weights: &[&Tensor], eps: f64) -> Result<Tensor> {
+    let kind = branches.first().map_or(Kind::Float, |x| x.kind());
     let mut sum: Option<Tensor> = None;
     for (x, weight) in branches.iter().zip(weights) {
-        let (y, _) = rms_norm(&RmsNorm { x, residual: None, weight, eps, output: None })?;
+        let output = Some(compute_kind(x));
+        let (y, _) = rms_norm(&RmsNorm { x, residual: None, weight, eps, output })?;
         sum = Some(match sum {
             Some(sum) => sum.f_add(&y)?,
             None => y,
         });
     }
-    sum.ok_or_else(|| torch_bridge::Error::other("rms_norm_sum: no branch to sum"))
+    let sum = sum.ok_or_else(|| torch_bridge::Error::other("rms_norm_sum: no branch to sum"))?;
+    Ok(sum.f_to_kind(kind)?)
 }
 
 /// The definition that [`rms_norm_sum`] is tested against: plain tensor operations, on any device.

@@ -93,7 +93,8 @@ pub fn available() -> Result<()> {
     functions().map(drop)
 }
 
-/// Makes a stream beside the default one this thread's, on which graphs can be recorded; waits for the device once.
+/// Makes the device this thread's current one, and there a stream beside the default one, on which graphs can be recorded;
+/// waits for the device once.
 /// Everything that this thread computes on the device from then on runs there.
 ///
 /// # Errors

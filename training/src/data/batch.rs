@@ -183,4 +183,19 @@ mod tests {
         assert_eq!(at(6), [[x; 5], [x; 5]]);
         assert!(batch.targets_at(0).is_err());
     }
+
+    #[test]
+    fn a_batch_takes_over_the_tensors_of_another() {
+        let batch = |first: i64, resets: bool| {
+            let tokens: Vec<i64> = (first..first + 6).collect();
+            Batch::new(&tokens, &tokens, &[false, resets, false, true, false, false], 3, Device::Cpu).unwrap()
+        };
+        let (a, b) = (batch(0, true), batch(10, true));
+        let other = a.with_tensors(b.tensors().into_iter().map(Tensor::shallow_clone).collect());
+        for (ours, theirs) in other.tensors().into_iter().zip(b.tensors()) {
+            assert!(ours.equal(theirs));
+        }
+        assert_eq!((other.variant(), other.target_tokens()), (1, 6));
+        assert_eq!(batch(0, false).variant(), 0);
+    }
 }

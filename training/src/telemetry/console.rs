@@ -19,12 +19,12 @@ impl Console {
         Self { sink: Arc::new(Mutex::new(Box::new(io::stdout()))), terminal: io::stdout().is_terminal() }
     }
 
-    /// Any other place, which is taken for a pipe.
+    /// A console on standard error, where standard output is for results.
     pub fn stderr() -> Self {
         Self::to(std::io::stderr())
     }
 
-    /// A console that writes elsewhere.
+    /// Any other place, which is taken for a pipe.
     pub fn to(sink: impl Write + Send + 'static) -> Self {
         Self { sink: Arc::new(Mutex::new(Box::new(sink))), terminal: false }
     }

@@ -10,7 +10,9 @@ use torch_bridge::{
     autograd,
     cuda::graph::{Graph, Pool},
     guards::NoGrad,
-    memory, panics,
+    memory,
+    optim::foreach_zero_,
+    panics,
 };
 
 use super::TrainLoop;
@@ -128,7 +130,12 @@ impl<T: Task, L: Loader<Batch = T::Batch>> TrainLoop<'_, T, L> {
         if !self.recordings.count(&kinds) {
             return self.run_micro_batch(batch, divisor);
         }
-        match self.record(kinds, batch, divisor) {
+        let unreached = optimizer::without_gradient(self.task.parameters());
+        let recorded = self.record(kinds, batch, divisor, &unreached);
+        if recorded.is_err() {
+            self.clear_gradients_of(&unreached)?;
+        }
+        match recorded {
             Ok(recorded) => {
                 let replayed = recorded.replay(batch, divisor).map_err(self.torch_error())?;
                 self.recordings.recorded.push(recorded);
@@ -161,14 +168,27 @@ impl<T: Task, L: Loader<Batch = T::Batch>> TrainLoop<'_, T, L> {
         run().map_err(&torch_error)
     }
 
+    /// Zeros for the gradients that a failed recording made for the first time: what should have written them never ran.
+    fn clear_gradients_of(&self, unreached: &[String]) -> Result<(), TrainError> {
+        let torch_error = self.torch_error();
+        let mut gradients = Vec::new();
+        for parameter in self.task.parameters().trained() {
+            let gradient = parameter.tensor.f_grad().map_err(|error| torch_error(error.into()))?;
+            if gradient.defined() && unreached.contains(&parameter.plan.name) {
+                gradients.push(gradient);
+            }
+        }
+        foreach_zero_(&gradients).map_err(torch_error)
+    }
+
     fn record(
         &mut self,
         kinds: Kinds,
         batch: &T::Batch,
         divisor: &Tensor,
+        unreached: &[String],
     ) -> Result<Recorded<T::Batch>, TrainError> {
         let torch_error = self.torch_error();
-        let unreached = optimizer::without_gradient(self.task.parameters());
         let mut prepare = || -> torch_bridge::Result<_> {
             // What the runs so far left in the allocator's hands, the graph's own memory cannot use.
             memory::empty_cache(self.run.device())?;

@@ -12,6 +12,16 @@ impl<T: Task, L: Loader<Batch = T::Batch>> TrainLoop<'_, T, L> {
     pub(super) fn profile(&mut self) -> Result<(), TrainError> {
         let Some(window) = self.run.profile_window().cloned() else { return Ok(()) };
         let (torch_error, on) = (self.torch_error(), self.run.device());
+        if window.warm_up + window.steps > self.config.steps {
+            return Err(TrainError::ProfileTooLong {
+                wanted: window.warm_up + window.steps,
+                steps: self.config.steps,
+            });
+        }
+        if on != tch::Device::Cpu {
+            // What was allocated before is not the steps'.
+            memory::empty_cache(on).and_then(|()| memory::reset_peak(on)).map_err(&torch_error)?;
+        }
         let timed = window.warm_up.div_ceil(2);
         for _ in timed..window.warm_up {
             self.make_step()?;

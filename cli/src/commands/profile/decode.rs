@@ -64,7 +64,7 @@ pub(super) fn run(arguments: &Profile) -> Outcome {
     let floor = (weights as f64 + state) / ceilings.bytes_per_second;
     let (trace, table) = watched(arguments, &recipe, &model, &prompts, &options, &ceilings)?;
     let record = json!({
-        "device": trainer.device.to_string(),
+        "device": format!("{device:?}"),
         "batch": batch,
         "prompt_length": prompt,
         "new_tokens": new,
@@ -133,6 +133,6 @@ fn watched(
     fs::create_dir_all(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
     let trace = folder.join("decode.json");
     profile.finish(&trace)?;
-    let table = Table::read(&trace, steps as u64, ceilings)?;
+    let table = Table::read(&trace, (tokens - before).max(1) as u64, ceilings)?;
     Ok((trace, table))
 }

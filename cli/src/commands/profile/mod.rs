@@ -16,6 +16,9 @@ use training::{
 use super::{Outcome, load};
 use crate::{args::Profile, output};
 
+/// The table's file: what tells a profile's folder from a run's.
+const TABLE: &str = "profile.json";
+
 pub(super) fn run(arguments: &Profile) -> Outcome {
     if arguments.decode {
         return decode::run(arguments);
@@ -30,6 +33,12 @@ pub(super) fn run(arguments: &Profile) -> Outcome {
         steps: arguments.steps.get(),
         trace: folder.join("trace.json"),
     };
+    if folder.join("run.json").exists() && !folder.join(TABLE).exists() {
+        let folder = folder.display();
+        return Err(
+            format!("{folder} holds a run that is no profile; give another --run-dir, or remove it").into()
+        );
+    }
     let options = RunOptions {
         overwrite: true,
         profile: Some(window),
@@ -46,7 +55,7 @@ pub(super) fn run(arguments: &Profile) -> Outcome {
     let rate = Rate::of(&recipe, &profiled, &ceilings);
     let record = json!({
         "stage": profiled.stage,
-        "device": trainer.device.to_string(),
+        "device": format!("{device:?}"),
         "steps": profiled.steps,
         "tokens_per_step": rate.tokens_per_step,
         "step_ms": profiled.step_seconds * 1e3,
@@ -57,7 +66,7 @@ pub(super) fn run(arguments: &Profile) -> Outcome {
         "matmul_tflop_per_s": ceilings.flops_per_second * 1e-12,
         "table": table,
     });
-    let path = folder.join("profile.json");
+    let path = folder.join(TABLE);
     fs::write(&path, serde_json::to_string_pretty(&record)?)
         .map_err(|error| format!("{}: {error}", path.display()))?;
     if arguments.json {

@@ -29,12 +29,14 @@ impl Stored for bf16 {
 
 impl Stored for f16 {
     /// The bits of the exponent are moved to where f32 has them, and a product sets right what they count from; that is exact
-    /// for subnormal numbers too. (Infinities become large numbers.)
+    /// for subnormal numbers too. Infinities and what is no number have an exponent of their own in both.
     #[inline(always)]
     fn widen(self) -> f32 {
         let bits = u32::from(self.to_bits());
         let size = f32::from_bits((bits & 0x7fff) << 13) * f32::from_bits(0x7780_0000);
-        f32::from_bits(size.to_bits() | (bits & 0x8000) << 16)
+        let special = 0x7f80_0000 | (bits & 0x03ff) << 13;
+        let size = if bits & 0x7c00 == 0x7c00 { special } else { size.to_bits() };
+        f32::from_bits(size | (bits & 0x8000) << 16)
     }
 }
 
