@@ -218,7 +218,8 @@ pub struct GenerateOptions {
     pub logprobs: Option<usize>,
     /// Tokens of a prompt that one pass reads; left out, all at once. Less memory, the same result.
     pub prefill_chunk: Option<usize>,
-    /// On a GPU, record a decoding step as a CUDA graph where that can be done; the same tokens, sooner.
+    /// On a GPU, record a decoding step as a CUDA graph where that can be done. The computation is the same, over caches
+    /// with empty places; sums of another order can let tokens that are nearly tied change places.
     pub cuda_graph: bool,
 }
 
