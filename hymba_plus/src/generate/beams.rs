@@ -150,7 +150,7 @@ pub(super) fn search(
     let initial = model.initial_state(false)?;
     let (logits, state) = prefill(model, prompts, &initial, options.prefill_chunk)?;
     // Beams change places at every step, which a recorded step could not follow.
-    let mut stepper = Stepper::new(model, &initial, state, prompts.len(), (0, 0), false);
+    let mut stepper = Stepper::new(model, &initial, state, prompts.len(), (0, 0), (false, false));
     let mut logits = HostLogits::new(&logits)?;
     loop {
         let read = logits.read()?;

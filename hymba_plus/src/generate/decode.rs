@@ -85,8 +85,9 @@ enum Logits {
 }
 
 impl Logits {
-    fn best(advanced: &Advanced) -> Result<Self> {
-        let both = Vec::<Vec<f64>>::try_from(advanced.best.f_to_device(Device::Cpu)?)?;
+    fn of(advanced: &Advanced) -> Result<Self> {
+        let Some(best) = &advanced.best else { return Ok(Self::Host(HostLogits::new(&advanced.logits)?)) };
+        let both = Vec::<Vec<f64>>::try_from(best.f_to_device(Device::Cpu)?)?;
         let [values, tokens] = both.as_slice() else {
             return Err(torch_bridge::Error::other("the largest logits are not two rows"));
         };
@@ -124,10 +125,11 @@ pub(super) fn decode(
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
     let most = runners.iter().map(|runner| runner.read + runner.most.0).max().unwrap_or(0);
     let tokens = (longest as i64, most.max(longest) as i64 + 1);
-    let mut stepper = Stepper::new(model, &initial, state, prompts.len(), tokens, options.cuda_graph);
-    let (mut logits, mut scores) = (Logits::Host(HostLogits::new(&logits)?), Scores::default());
     // Where only the largest logit counts, the device finds it.
     let on_device = options.sampling.is_greedy() && processors.is_empty() && options.logprobs.is_none();
+    let mut stepper =
+        Stepper::new(model, &initial, state, prompts.len(), tokens, (options.cuda_graph, on_device));
+    let (mut logits, mut scores) = (Logits::Host(HostLogits::new(&logits)?), Scores::default());
     // For each row of the batch its sequence, and the row of the logits and of the state that it goes on from.
     let mut batch: Vec<(usize, usize)> = (0..runners.len()).map(|i| (i, i / copies)).collect();
     loop {
@@ -163,7 +165,7 @@ pub(super) fn decode(
         let from: Vec<i64> = batch.iter().map(|&(_, row)| row as i64).collect();
         let last: Vec<i64> = batch.iter().map(|&(i, _)| runners[i].last()).collect();
         let next = stepper.advance(&from, &last)?;
-        logits = if on_device { Logits::best(&next)? } else { Logits::Host(HostLogits::new(&next.logits)?) };
+        logits = Logits::of(&next)?;
         for (row, (i, from)) in batch.iter_mut().enumerate() {
             *from = row;
             runners[*i].read += 1;

@@ -25,17 +25,20 @@ const PLACES: i64 = 512;
 pub(super) struct Advanced {
     /// `[batch, vocab_size]`, `Float` where it was recorded; the next step writes over it then.
     pub logits: Tensor,
-    /// The largest logit of each row that is a number, and its index: `Double [2, batch]`.
-    pub best: Tensor,
+    /// The largest logit of each row that is a number, and its index: `Double [2, batch]`; none unless asked for.
+    pub best: Option<Tensor>,
 }
 
 impl Advanced {
-    fn of(logits: &Tensor) -> Result<Self> {
+    fn of(logits: &Tensor, finds_best: bool) -> Result<Self> {
         let logits = logits.f_to_kind(Kind::Float)?;
+        if !finds_best {
+            return Ok(Self { logits, best: None });
+        }
         let (value, index) =
             logits.f_nan_to_num(f64::NEG_INFINITY, None, f64::NEG_INFINITY)?.f_max_dim(-1, false)?;
         let best = Tensor::f_stack(&[value.f_to_kind(Kind::Double)?, index.f_to_kind(Kind::Double)?], 0)?;
-        Ok(Self { logits, best })
+        Ok(Self { logits, best: Some(best) })
     }
 }
 
@@ -50,6 +53,8 @@ pub(super) struct Stepper<'a> {
     tokens: (i64, i64),
     /// Whether steps are to be recorded.
     records: bool,
+    /// Whether the device is to find the largest logits.
+    finds_best: bool,
     /// Steps of this batch.
     steps: u32,
     fixed: Option<Fixed>,
@@ -75,10 +80,10 @@ impl<'a> Stepper<'a> {
         state: ModelState,
         rows: usize,
         tokens: (i64, i64),
-        records: bool,
+        (records, finds_best): (bool, bool),
     ) -> Self {
         let records = records && can_record(model);
-        Self { model, initial, state, rows, tokens, records, steps: 0, fixed: None }
+        Self { model, initial, state, rows, tokens, records, finds_best, steps: 0, fixed: None }
     }
 
     /// One token further: row `i` of the new batch goes on from row `from[i]` and reads `tokens[i]`.
@@ -103,7 +108,7 @@ impl<'a> Stepper<'a> {
         let ids = to_device(&ids, self.model.options().device)?;
         let (hidden, after) = self.model.forward(&ids, &self.state, self.initial, SpanInput::default())?;
         self.state = after;
-        Advanced::of(&self.model.head(&hidden)?.f_select(1, 0)?)
+        Advanced::of(&self.model.head(&hidden)?.f_select(1, 0)?, self.finds_best)
     }
 
     /// A step on a state of constant shape; nothing where it could not be recorded.
@@ -111,14 +116,14 @@ impl<'a> Stepper<'a> {
         if self.fixed.as_ref().is_none_or(|fixed| fixed.left == 0) {
             self.make_places()?;
         }
-        let (model, initial, state) = (self.model, self.initial, &self.state);
+        let (model, initial, state, finds_best) = (self.model, self.initial, &self.state, self.finds_best);
         let Some(fixed) = &mut self.fixed else {
             return Err(torch_bridge::Error::other("a step without places"));
         };
         fixed.ids.f_copy_(&to_device(ids, model.options().device)?)?;
         let step = |ids: &Tensor| -> Result<Advanced> {
             let (hidden, after) = model.forward(ids, state, initial, SpanInput::default())?;
-            let advanced = Advanced::of(&model.head(&hidden)?.f_select(1, 0)?)?;
+            let advanced = Advanced::of(&model.head(&hidden)?.f_select(1, 0)?, finds_best)?;
             fixed::write_back(model.plan(), state, &after)?;
             Ok(advanced)
         };
@@ -142,7 +147,10 @@ impl<'a> Stepper<'a> {
         };
         graph.replay()?;
         fixed.left -= 1;
-        Ok(Some(Advanced { logits: advanced.logits.shallow_clone(), best: advanced.best.shallow_clone() }))
+        Ok(Some(Advanced {
+            logits: advanced.logits.shallow_clone(),
+            best: advanced.best.as_ref().map(Tensor::shallow_clone),
+        }))
     }
 
     /// Gives every cache places for the tokens to come: for all of them, or as many again as there are.

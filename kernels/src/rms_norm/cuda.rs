@@ -5,13 +5,11 @@ use torch_bridge::autograd::{self, Function, Saved};
 use torch_bridge::guards::is_grad_enabled;
 use torch_bridge::{Error, Result};
 
+use super::rows::{self, ROWS, Rows, WIDEST};
 use super::{RmsNorm, reference};
-use crate::cuda::launch::{Shape, blocks};
 use crate::cuda::sums::Sums;
-use crate::cuda::{self, COMMON, Define, Header, Loaded, Unavailable, Value, program};
+use crate::cuda::{self, COMMON, Define, Loaded, Unavailable, Value, program};
 use crate::second;
-
-pub(crate) static ROWS: Header = Header { name: "rms_norm.cuh", text: include_str!("rms_norm.cuh") };
 
 program!(FORWARD = "rms_norm/forward.cu", headers: &[&COMMON, &ROWS], variants: VARIANTS);
 program!(BACKWARD = "rms_norm/backward.cu", headers: &[&COMMON, &ROWS], variants: VARIANTS);
@@ -29,32 +27,17 @@ const VARIANTS: &[&[Define]] = &[
     &variant(["float"; 3], [256, 4, 1]),
 ];
 
-const fn variant(
-    [element, stream, output]: [&'static str; 3],
-    [threads, vectors, whole]: [i64; 3],
-) -> [Define; 6] {
+const fn variant([element, stream, output]: [&'static str; 3], rows: [i64; 3]) -> [Define; 6] {
+    let [threads, vectors, whole] = rows::defines(rows);
     [
         ("ELEMENT", Value::Text(element)),
         ("STREAM", Value::Text(stream)),
         ("OUTPUT", Value::Text(output)),
-        ("THREADS", Value::Int(threads)),
-        ("VECTORS", Value::Int(vectors)),
-        ("WHOLE", Value::Int(whole)),
+        threads,
+        vectors,
+        whole,
     ]
 }
-
-const BLOCK: i64 = 256;
-/// Channels that a thread has side by side.
-const EIGHT: i64 = 8;
-/// Up to here a row belongs to a warp.
-const NARROW: i64 = 1024;
-/// The widest row: as many channels as leave a thread its registers.
-const WIDEST: i64 = 4 * BLOCK * EIGHT;
-/// Blocks of the backward, which each leave a partial sum: a product of two numbers that are summed over one after the
-/// other.
-const PARTS: [i64; 2] = [16, 33];
-/// Blocks of the forward.
-const FORWARD_BLOCKS: i64 = 132 * 6;
 
 /// As [`rms_norm`](super::rms_norm), for CUDA tensors that are not empty; nothing where the definition is to run.
 pub(super) fn rms_norm(args: &RmsNorm<'_>) -> Result<Option<(Tensor, Tensor)>> {
@@ -71,12 +54,8 @@ pub(super) fn rms_norm(args: &RmsNorm<'_>) -> Result<Option<(Tensor, Tensor)>> {
     let x = rows(args.x, kinds.element);
     let residual = args.residual.map(|residual| rows(residual, kinds.stream));
     let weight = args.weight.f_to_kind(Kind::Float)?.f_contiguous()?;
-    let whole = d % EIGHT == 0
-        && [Some(&x), residual.as_ref(), Some(&weight)]
-            .iter()
-            .flatten()
-            .all(|x| x.data_ptr().addr().is_multiple_of(16));
-    let found = Kernels::find(args, kinds, whole, graph);
+    let shares = Rows::of(d, [Some(&x), residual.as_ref(), Some(&weight)].into_iter().flatten());
+    let found = Kernels::find(args, kinds, shares, graph);
     let Some(kernels) = cuda::or_definition("rms_norm", found)? else { return Ok(None) };
     let mut inputs = vec![&x, &weight];
     inputs.extend(&residual);
@@ -119,15 +98,14 @@ impl Kinds {
 #[derive(Clone, Copy)]
 struct Kernels {
     kinds: Kinds,
-    /// Rows of a block at a time.
-    at_once: i64,
+    rows: Rows,
     forward: &'static Loaded,
     /// Only where gradients may be asked for.
     backward: Option<(&'static Loaded, Sums)>,
 }
 
 impl Kernels {
-    fn find(args: &RmsNorm<'_>, kinds: Kinds, whole: bool, graph: bool) -> Result<Self, Unavailable> {
+    fn find(args: &RmsNorm<'_>, kinds: Kinds, rows: Rows, graph: bool) -> Result<Self, Unavailable> {
         let d = args.weight.size()[0];
         let wide = |x: &Tensor| x.kind() == Kind::Double;
         if wide(args.x) || args.residual.is_some_and(wide) || args.output == Some(Kind::Double) {
@@ -137,18 +115,11 @@ impl Kernels {
             return Err(format!("rms_norm has no CUDA kernel for more than {WIDEST} channels").into());
         }
         let device = args.x.device();
-        let threads = if d <= NARROW { 32 } else { BLOCK };
-        let vectors = ((d + threads * EIGHT - 1) / (threads * EIGHT)).max(1);
-        let defines = variant(kinds.names(), [threads, vectors, whole.into()]);
+        let defines = variant(kinds.names(), rows.kind());
         let backward = graph
             .then(|| Ok::<_, Unavailable>((BACKWARD.on(device, &defines)?, Sums::on(device)?)))
             .transpose()?;
-        Ok(Self { kinds, at_once: BLOCK / threads, forward: FORWARD.on(device, &defines)?, backward })
-    }
-
-    fn shape(&self, rows: i64, most: i64) -> Result<Shape> {
-        let grid = blocks(rows, self.at_once)?.min(blocks(most, 1)?);
-        Ok(Shape { grid: [grid, 1, 1], block: [BLOCK as u32, 1, 1], shared: 0 })
+        Ok(Self { kinds, rows, forward: FORWARD.on(device, &defines)?, backward })
     }
 }
 
@@ -178,7 +149,7 @@ impl Function for Norm {
             .i64(d)
             .f32(self.eps as f32);
         // SAFETY: the kernel's parameters in its order; the operands are contiguous rows of `d` elements.
-        unsafe { launch.run(self.kernels.shape(rows, FORWARD_BLOCKS)?) }?;
+        unsafe { launch.run(self.kernels.rows.forward(rows)?) }?;
         if let Some(inverse) = &inverse {
             saved.save(sum.as_ref().unwrap_or(x));
             saved.save(inverse);
@@ -205,21 +176,16 @@ impl Function for Norm {
         let ([rows, d], kinds) = (sizes(h), self.kernels.kinds);
         let (loaded, sums) =
             self.kernels.backward.ok_or_else(|| Error::other("rms_norm: no backward was loaded"))?;
-        // Fresh memory begins where a vector may.
-        let plain = |grad: &Tensor| {
-            let grad = grad.contiguous();
-            if grad.data_ptr().addr().is_multiple_of(16) { grad } else { grad.copy() }
+        let dy = match grads.first().and_then(Option::as_ref) {
+            Some(dy) => rows::dense(dy)?,
+            None => h.f_zeros_like()?.f_to_kind(kinds.output)?,
         };
-        let dy = grads
-            .first()
-            .and_then(Option::as_ref)
-            .map_or_else(|| h.zeros_like().to_kind(kinds.output), plain);
-        let dsum = grads.get(1).and_then(Option::as_ref).map(plain);
+        let dsum = grads.get(1).and_then(Option::as_ref).map(rows::dense).transpose()?;
         let dh = h.f_empty_like()?;
         let dx = (kinds.element != kinds.stream)
             .then(|| Tensor::f_empty([rows, d], (kinds.element, h.device())))
             .transpose()?;
-        let shape = self.kernels.shape(rows, PARTS[0] * PARTS[1])?;
+        let shape = self.kernels.rows.backward(rows)?;
         let parts = i64::from(shape.grid[0]);
         let partial = Tensor::f_empty([parts, d], (Kind::Float, h.device()))?;
         let launch = loaded
@@ -236,12 +202,7 @@ impl Function for Norm {
             .i64(d);
         // SAFETY: as in the forward; gradients have the shapes of the outputs.
         unsafe { launch.run(shape) }?;
-        let dweight = if parts == PARTS[0] * PARTS[1] {
-            let halfway = sums.of(&partial, [PARTS[0], PARTS[1], d])?;
-            sums.of(&halfway, [1, PARTS[0], d])?
-        } else {
-            sums.of(&partial, [1, parts, d])?
-        };
+        let dweight = rows::total(sums, &partial)?;
         let mut gradients = vec![Some(dx.unwrap_or_else(|| dh.shallow_clone())), Some(dweight.f_view([d])?)];
         gradients.extend(residual.map(|_| Some(dh)));
         Ok(gradients)

@@ -5,8 +5,7 @@
 mod cpu;
 mod cuda;
 mod reference;
-
-pub(crate) use cuda::ROWS;
+pub(crate) mod rows;
 
 use tch::{Device, Kind, Tensor};
 use torch_bridge::Result;

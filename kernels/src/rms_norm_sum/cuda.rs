@@ -6,10 +6,9 @@ use torch_bridge::guards::is_grad_enabled;
 use torch_bridge::{Error, Result};
 
 use super::reference;
-use crate::cuda::launch::{Shape, blocks};
 use crate::cuda::sums::Sums;
 use crate::cuda::{self, COMMON, Define, Loaded, Unavailable, Value, program};
-use crate::rms_norm::ROWS;
+use crate::rms_norm::rows::{self, ROWS, Rows, WIDEST};
 use crate::second;
 
 program!(NORM_SUM = "rms_norm_sum/rms_norm_sum.cu", headers: &[&COMMON, &ROWS], variants: &[
@@ -20,32 +19,20 @@ program!(NORM_SUM = "rms_norm_sum/rms_norm_sum.cu", headers: &[&COMMON, &ROWS], 
     &variant("float", 4, [256, 4, 0]),
 ]);
 
-const fn variant(element: &'static str, branches: i64, [threads, vectors, whole]: [i64; 3]) -> [Define; 7] {
+const fn variant(element: &'static str, branches: i64, rows: [i64; 3]) -> [Define; 7] {
+    let [threads, vectors, whole] = rows::defines(rows);
     [
         ("ELEMENT", Value::Text(element)),
         ("STREAM", Value::Text(element)),
         ("OUTPUT", Value::Text(element)),
         ("BRANCHES", Value::Int(branches)),
-        ("THREADS", Value::Int(threads)),
-        ("VECTORS", Value::Int(vectors)),
-        ("WHOLE", Value::Int(whole)),
+        threads,
+        vectors,
+        whole,
     ]
 }
 
 const MOST_BRANCHES: usize = 4;
-const BLOCK: i64 = 256;
-/// Channels that a thread has side by side.
-const EIGHT: i64 = 8;
-/// Up to here a row belongs to a warp.
-const NARROW: i64 = 1024;
-/// The widest row.
-const WIDEST: i64 = 4 * BLOCK * EIGHT;
-/// Blocks of the backward, which each leave a partial sum: a product of two numbers that are summed over one after the
-/// other.
-const PARTS: [i64; 2] = [16, 33];
-/// Blocks of the forward.
-const FORWARD_BLOCKS: i64 = 132 * 6;
-
 /// As [`rms_norm_sum`](super::rms_norm_sum), for CUDA tensors that are not empty; nothing where the definition is to run.
 pub(super) fn rms_norm_sum(branches: &[&Tensor], weights: &[&Tensor], eps: f64) -> Result<Option<Tensor>> {
     let Some(first) = branches.first() else { return Ok(None) };
@@ -60,7 +47,7 @@ pub(super) fn rms_norm_sum(branches: &[&Tensor], weights: &[&Tensor], eps: f64) 
     for weight in weights {
         inputs.push(weight.f_to_kind(Kind::Float)?.f_contiguous()?);
     }
-    let whole = d % EIGHT == 0 && inputs.iter().all(|x| x.data_ptr().addr().is_multiple_of(16));
+    let shares = Rows::of(d, inputs.iter());
     let find = || -> Result<Kernels, Unavailable> {
         if first.kind() == Kind::Double {
             return Err("rms_norm_sum has no CUDA kernel for float64".into());
@@ -71,13 +58,11 @@ pub(super) fn rms_norm_sum(branches: &[&Tensor], weights: &[&Tensor], eps: f64) 
             );
             return Err(reason.into());
         }
-        let threads = if d <= NARROW { 32 } else { BLOCK };
-        let vectors = ((d + threads * EIGHT - 1) / (threads * EIGHT)).max(1);
         let name = if element == Kind::BFloat16 { "bf16" } else { "float" };
-        let defines = variant(name, branches.len() as i64, [threads, vectors, whole.into()]);
+        let defines = variant(name, branches.len() as i64, shares.kind());
         let loaded = NORM_SUM.on(first.device(), &defines)?;
         let sums = graph.then(|| Sums::on(first.device())).transpose()?;
-        Ok(Kernels { element, at_once: BLOCK / threads, loaded, sums })
+        Ok(Kernels { element, rows: shares, loaded, sums })
     };
     let Some(kernels) = cuda::or_definition("rms_norm_sum", find())? else { return Ok(None) };
     let given: Vec<&Tensor> = inputs.iter().collect();
@@ -90,18 +75,10 @@ pub(super) fn rms_norm_sum(branches: &[&Tensor], weights: &[&Tensor], eps: f64) 
 #[derive(Clone, Copy)]
 struct Kernels {
     element: Kind,
-    /// Rows of a block at a time.
-    at_once: i64,
+    rows: Rows,
     loaded: &'static Loaded,
     /// Only where gradients may be asked for.
     sums: Option<Sums>,
-}
-
-impl Kernels {
-    fn shape(&self, rows: i64, most: i64) -> Result<Shape> {
-        let grid = blocks(rows, self.at_once)?.min(blocks(most, 1)?);
-        Ok(Shape { grid: [grid, 1, 1], block: [BLOCK as u32, 1, 1], shared: 0 })
-    }
 }
 
 /// The node of the graph. It saves its inputs and the rows' factors.
@@ -131,7 +108,7 @@ impl Function for NormSum {
             .i64(d)
             .f32(self.eps as f32);
         // SAFETY: the kernel's parameters in its order; the operands are contiguous rows of `d` elements.
-        unsafe { launch.run(self.kernels.shape(rows, FORWARD_BLOCKS)?) }?;
+        unsafe { launch.run(self.kernels.rows.forward(rows)?) }?;
         if let Some(inverse) = &inverse {
             saved.save(inverse);
             for input in inputs {
@@ -157,13 +134,11 @@ impl Function for NormSum {
         let Some(dy) = grads.first().and_then(Option::as_ref) else {
             return Ok(inputs.iter().map(|_| None).collect());
         };
-        // Fresh memory begins where a vector may.
-        let dy = dy.f_contiguous()?;
-        let dy = if dy.data_ptr().addr().is_multiple_of(16) { dy } else { dy.f_detach_copy()? };
+        let dy = rows::dense(dy)?;
         let ((rows, d), element) = (dy.size2()?, self.kernels.element);
         let sums = self.kernels.sums.ok_or_else(|| Error::other("rms_norm_sum: no backward was loaded"))?;
         let dx = branches.iter().map(Tensor::f_empty_like).collect::<Result<Vec<_>, _>>()?;
-        let shape = self.kernels.shape(rows, PARTS[0] * PARTS[1])?;
+        let shape = self.kernels.rows.backward(rows)?;
         let (parts, width) = (i64::from(shape.grid[0]), branches.len() as i64 * d);
         let partial = Tensor::f_empty([parts, width], (Kind::Float, dy.device()))?;
         let launch = self
@@ -180,12 +155,7 @@ impl Function for NormSum {
             .i64(d);
         // SAFETY: as in the forward; gradients have the shapes of what they are of.
         unsafe { launch.run(shape) }?;
-        let dweight = if parts == PARTS[0] * PARTS[1] {
-            let halfway = sums.of(&partial, [PARTS[0], PARTS[1], width])?;
-            sums.of(&halfway, [1, PARTS[0], width])?
-        } else {
-            sums.of(&partial, [1, parts, width])?
-        };
+        let dweight = rows::total(sums, &partial)?;
         let dweight = dweight.f_view([-1, d])?;
         let mut gradients: Vec<Option<Tensor>> = dx.into_iter().map(Some).collect();
         for i in 0..weights.len() as i64 {
